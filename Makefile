@@ -27,7 +27,7 @@ FIND_PYTHON = found=$$($(PYTHONS)); newest=$$(echo "$$found" | head -n 1); \
 	esac
 
 help: ## List what make can do
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; \
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; \
 		do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 demo: venv data/flights.zarr/zarr.json ## Regress 336,776 flights on 247 columns, in less memory than they take
