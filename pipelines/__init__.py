@@ -1,0 +1,54 @@
+"""Linear algebra on matrices larger than memory: what a job says, what it costs, and what comes out.
+
+from pipelines import load_job, make_plan, run
+
+job = load_job("configs/jobs/flights.yaml")
+print(make_plan(job).seconds)
+result = run(job)
+print(result.certificate.statement)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.certify import Certificate as Certificate
+    from pipelines.execute import run as run
+    from pipelines.jobs import ArraySource as ArraySource
+    from pipelines.jobs import LeastSquares as LeastSquares
+    from pipelines.load import load_job as load_job
+    from pipelines.plan import make_plan as make_plan
+    from pipelines.result import Result as Result
+    from pipelines.result import open_result as open_result
+
+_HOMES = {
+    "ArraySource": "pipelines.jobs",
+    "Certificate": "pipelines.certify",
+    "LeastSquares": "pipelines.jobs",
+    "Result": "pipelines.result",
+    "load_job": "pipelines.load",
+    "make_plan": "pipelines.plan",
+    "open_result": "pipelines.result",
+    "run": "pipelines.execute",
+}
+
+__all__ = [
+    "ArraySource",
+    "Certificate",
+    "LeastSquares",
+    "Result",
+    "load_job",
+    "make_plan",
+    "open_result",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pipelines' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,0 +1,328 @@
+"""Passes as Dask graphs: the only file that builds one, and building it reads nothing.
+
+A task is a span: it opens the array, walks its rows slab by slab, and returns one small state.  States merge in
+a tree that the numbers of the spans fix.  Raw rows never travel and never wait.
+"""
+
+import functools
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import dask.threaded
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from pipelines.errors import BadData, Interrupted, RunFailed
+from pipelines.matrix import InMemory, Span, System, Tally
+from pipelines.passes.base import Pass
+from pipelines.progress import Listener, PassFinished, PassProgress, PassStarted
+from pipelines.units import format_seconds
+
+REPORT_EVERY = 0.25
+"""Seconds between two words of a task about how far it is."""
+
+SOURCES = ("A", "b", "weights")
+"""The fields of a System that rows come from."""
+
+Graph = dict[Any, Any]
+Tell = Callable[[int, int], None]
+"""Called by a task with its span's number and the rows done of it."""
+
+
+class Blocks(Protocol):
+    """A source that comes in parts, one for each span: an array in memory, or the blocks of a dask array."""
+
+    def part(self, span: Span) -> Any:
+        """The array, or the graph's key of it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A system of rows cut into spans."""
+
+    system: System
+    spans: tuple[Span, ...]
+    row_bytes: int
+    """Bytes of one row of A as stored, decoded."""
+    extra: Graph = field(default_factory=dict)
+    """The graph of the dask arrays that the system's parts come from."""
+
+    @property
+    def rows(self) -> int:
+        return sum(span.stop - span.start for span in self.spans)
+
+
+def walk(step: Pass[Any], system: System, span: Span, tell: Callable[[int], None]) -> tuple[Any, Tally]:
+    """One span's state and tally: groups of slabs, merged as a binary counter so that no chain grows long."""
+    counter: list[tuple[int, Any]] = []
+    tally, state, slabs, done, bad = Tally(), step.start(), 0, 0, False
+    for block in system.blocks(span):
+        done += block.tally.rows + block.tally.omitted
+        if bad:
+            tally += system.scan(block)
+            continue
+        for slab in block.slabs(step.slab_rows):
+            state, slabs = step.absorb(state, slab), slabs + 1
+            if slabs % step.group == 0:
+                _carry(counter, step, state)
+                state = step.start()
+        bad = not (step.finite(state) and (not counter or step.finite(counter[-1][1])))
+        tally += system.scan(block) if bad else block.tally
+        if bad and not tally.bad:
+            raise BadData(_overflow(block.slab.start, block.slab.start + block.tally.rows))
+        tell(done)
+    while counter:
+        state = step.merge(counter.pop()[1], state)
+    return step.finish(state, span), tally
+
+
+def _carry(counter: list[tuple[int, Any]], step: Pass[Any], state: Any) -> None:
+    level = 0
+    while counter and counter[-1][0] == level:
+        state, level = step.merge(counter.pop()[1], state), level + 1
+    counter.append((level, state))
+
+
+def _overflow(start: int, stop: int) -> str:
+    return (
+        f"Rows {start:,} to {stop:,} hold finite numbers, but so large ones that their squares overflow 64-bit floats. "
+        "Divide the matrix (and the right-hand side) by a power of ten and run the job again."
+    )
+
+
+def do_span(step: Pass[Any], system: System, span: Span, parts: Sequence[Any], run: str) -> tuple[Any, Tally]:
+    """The task of one span; `parts` are the span's rows of the sources that come in parts, else None."""
+    found: dict[str, Any] = {
+        name: InMemory(_two_dimensional(part), span.start)
+        for name, part in zip(SOURCES, parts, strict=True)
+        if part is not None
+    }
+    system = replace(system, **found)
+    tell = _teller(run)
+    return walk(step, system, span, lambda rows: tell(span.number, rows))
+
+
+def _two_dimensional(part: Any) -> np.ndarray:
+    array = np.asarray(part)
+    return array.reshape(array.shape[0], -1) if array.ndim == 1 else array
+
+
+def merge_states(step: Pass[Any], parts: Sequence[tuple[Any, Tally]]) -> tuple[Any, Tally]:
+    """The task of one node of the tree: its children, from left to right."""
+    return functools.reduce(lambda left, right: (step.merge(left[0], right[0]), left[1] + right[1]), parts)
+
+
+def build(step: Pass[Any], work: Work, run: str) -> tuple[Graph, Any]:
+    """The graph of a pass, and the key of its root; keys carry the pass's name for people and the run's for Dask."""
+    if not work.spans:
+        return {(f"{step.name}-{run}", 0): (start_only, step)}, (f"{step.name}-{run}", 0)
+    inputs, system = f"{step.name}-inputs-{run}", f"{step.name}-system-{run}"
+    in_parts: dict[str, Any] = {name: None for name in SOURCES if hasattr(getattr(work.system, name), "part")}
+    graph: Graph = dict(work.extra)
+    graph[inputs] = step
+    # What comes in parts must not travel whole with the system.
+    graph[system] = replace(work.system, **in_parts)
+    keys: list[Any] = []
+    for span in work.spans:
+        parts = [_part(getattr(work.system, name), span) for name in SOURCES]
+        keys.append((f"{step.name}-{run}", span.number))
+        graph[keys[-1]] = (do_span, inputs, system, span, parts, run)
+    return graph, _tree(graph, keys, inputs, step, run)
+
+
+def _part(source: Any, span: Span) -> Any:
+    return source.part(span) if hasattr(source, "part") else None
+
+
+def start_only(step: Pass[Any]) -> tuple[Any, Tally]:
+    """The state of a matrix without rows."""
+    return step.start(), Tally()
+
+
+def _tree(graph: Graph, keys: list[Any], inputs: str, step: Pass[Any], run: str) -> Any:
+    level = 0
+    while len(keys) > 1:
+        groups = [keys[i : i + step.fan_in] for i in range(0, len(keys), step.fan_in)]
+        keys = [(f"{step.name}-merge-{run}", level, number) for number in range(len(groups))]
+        graph.update({key: (merge_states, inputs, group) for key, group in zip(keys, groups, strict=True)})
+        level += 1
+    return keys[0]
+
+
+def graph_of(arrays: Sequence[Any]) -> Graph:
+    """The graphs behind dask arrays, as Dask would run them: their blocks are made by the tasks that need them."""
+    graph: Graph = {}
+    for array in arrays:
+        graph.update(array.__dask_optimize__(array.__dask_graph__(), array.__dask_keys__()))
+    return graph
+
+
+def tree_depth(spans: int, fan_in: int) -> int:
+    """Levels of merges above `spans` leaves."""
+    depth = 0
+    while spans > 1:
+        spans, depth = -(-spans // fan_in), depth + 1
+    return depth
+
+
+class Meter:
+    """How far a pass is, from what its tasks say; a span that runs twice counts once."""
+
+    def __init__(self, step: Pass[Any], work: Work, number: int, listener: Listener) -> None:
+        self.name, self.work, self.listener = step.name, work, listener
+        self.began = self.moved = time.monotonic()
+        self.workers, self.memory_bytes = 0, 0
+        self._done: dict[int, int] = {}
+        self._lock = threading.Lock()
+        listener(PassStarted(step.name, number, work.rows, work.rows * work.row_bytes, len(work.spans)))
+
+    def tell(self, span: int, rows: int) -> None:
+        """Span number `span` has done `rows` rows."""
+        with self._lock:
+            self._done[span] = max(rows, self._done.get(span, 0))
+            self.moved = time.monotonic()
+
+    def show(self) -> None:
+        """Tell the listener."""
+        with self._lock:
+            rows = sum(self._done.values())
+        seconds = time.monotonic() - self.began
+        self.listener(
+            PassProgress(self.name, rows, rows * self.work.row_bytes, seconds, self.workers, self.memory_bytes)
+        )
+
+    def finish(self) -> None:
+        """The last word."""
+        rows = self.work.rows
+        self.listener(PassFinished(self.name, rows, rows * self.work.row_bytes, time.monotonic() - self.began))
+
+
+_tellers: dict[str, Tell] = {}
+"""Runs of this process, for tasks that run in its threads."""
+_limited = threading.Lock()
+
+
+def _teller(run: str) -> Tell:
+    """How a task says how far it is: a call in this process, an event on a worker of a cluster."""
+    if run in _tellers:
+        return _tellers[run]
+    worker = _this_worker()
+    if worker is None:
+        return lambda span, rows: None
+    _one_blas_thread()
+    last = [0.0]
+
+    def tell(span: int, rows: int) -> None:
+        if time.monotonic() - last[0] > REPORT_EVERY:
+            last[0] = time.monotonic()
+            worker.log_event(run, {"span": span, "rows": rows})
+
+    return tell
+
+
+def _this_worker() -> Any:
+    from distributed import get_worker  # only tasks on a cluster come here, and there it is loaded already
+
+    try:
+        return get_worker()
+    except ValueError:
+        return None
+
+
+@functools.cache
+def _one_blas_thread() -> None:
+    """One BLAS thread in this worker from now on: tasks fill the cores, and the bits must not depend on it."""
+    ThreadpoolController().limit(limits=1)
+
+
+def one_blas_thread() -> Any:
+    """A context in which this process's BLAS runs on one thread."""
+    return ThreadpoolController().limit(limits=1)
+
+
+class Engine:
+    """Runs passes, on a cluster's client or in the threads of this process."""
+
+    def __init__(self, client: Any, listener: Listener, no_progress_timeout: float, threads: int) -> None:
+        self.client, self.listener, self.threads = client, listener, threads
+        self.no_progress_timeout = no_progress_timeout
+        self.run = uuid.uuid4().hex[:12]
+        self.passes = 0
+        self.timings: dict[str, float] = {}
+
+    def __call__(self, step: Pass[Any], work: Work) -> tuple[Any, Tally]:
+        """The pass's state over all rows of `work`.
+
+        Raises:
+            BadData: the data is missing or damaged.
+            RunFailed: nothing moved for `no_progress_timeout` seconds.
+        """
+        self.passes += 1
+        run = f"{self.run}{self.passes:02x}"
+        meter = Meter(step, work, self.passes, self.listener)
+        graph, root = build(step, work, run)
+        compute = self._in_threads if self.client is None else self._on_cluster
+        state, tally = compute(graph, root, run, meter)
+        meter.finish()
+        name = step.name if step.name not in self.timings else f"{step.name}-{self.passes}"
+        self.timings[name] = time.monotonic() - meter.began
+        return state, tally
+
+    def _in_threads(self, graph: Graph, root: Any, run: str, meter: Meter) -> tuple[Any, Tally]:
+        last = [0.0]
+
+        def tell(span: int, rows: int) -> None:
+            meter.tell(span, rows)
+            if time.monotonic() - last[0] > REPORT_EVERY:
+                last[0] = time.monotonic()
+                meter.show()
+
+        _tellers[run] = tell
+        try:
+            result: tuple[Any, Tally] = dask.threaded.get(graph, root, num_workers=self.threads)
+            return result
+        finally:
+            del _tellers[run]
+
+    def _on_cluster(self, graph: Graph, root: Any, run: str, meter: Meter) -> tuple[Any, Tally]:
+        self.client.subscribe_topic(run, lambda event: meter.tell(event[1]["span"], event[1]["rows"]))
+        future = self.client.get(graph, root, sync=False)
+        try:
+            self._wait(future, meter)
+            result: tuple[Any, Tally] = future.result()
+            return result
+        except BaseException as error:
+            self.client.cancel([future], force=True)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted("Interrupted. Nothing was written; run the job again when you like.") from None
+            raise
+        finally:
+            self.client.unsubscribe_topic(run)
+
+    def _wait(self, future: Any, meter: Meter) -> None:
+        finished = threading.Event()
+        future.add_done_callback(lambda _: finished.set())
+        for _ in _forever(finished.wait):
+            self._look_at_workers(meter)
+            meter.show()
+            still = time.monotonic() - meter.moved
+            if still > self.no_progress_timeout:
+                raise RunFailed(self._stalled(meter.name, still))
+
+    def _look_at_workers(self, meter: Meter) -> None:
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        meter.workers = len(workers)
+        meter.memory_bytes = max((int(worker["metrics"].get("memory", 0)) for worker in workers), default=0)
+
+    def _stalled(self, name: str, seconds: float) -> str:
+        return f"Nothing has moved in the pass {name} for {format_seconds(seconds)}."
+
+
+def _forever(wait: Callable[[float], bool]) -> Iterator[None]:
+    """Come back a few times a second until `wait` says that it is over."""
+    while not wait(REPORT_EVERY):
+        yield

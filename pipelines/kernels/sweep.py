@@ -1,0 +1,98 @@
+"""The tpqrt sweep: R of everything seen so far, one cache-sized slab after the other.
+
+The triangle R and one slab fit in the second-level cache, so each row of A is read from memory once, whatever
+its chunk.  LAPACK's unblocked panels (geqrf on a whole chunk) are 4 to 20 times slower for n ≤ 256.
+
+Reference: Demmel, Grigori, Hoemmen, Langou, "Communication-optimal parallel and sequential QR and LU
+factorizations", SISC 34 (2012), arXiv:0809.2407: sequential TSQR with a flat tree.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.kernels.lapack import Tpmqrt, Tpqrt
+
+CACHE_BYTES = 768 * 1024
+"""A slab is about this large: it has to share the second-level cache (1 MB or more) with the panels of R."""
+
+
+def block_width(p: int) -> int:
+    """Columns of a block reflector (NB of tpqrt), by measurement: narrow ones win while R fits in the cache."""
+    return next((width for most, width in ((24, 4), (160, 8), (384, 16), (2048, 32)) if p <= most), 64)
+
+
+def slab_rows(columns: int, itemsize: int, slab_bytes: int = CACHE_BYTES) -> int:
+    """Rows of a slab: cache-sized, and for wide R enough of them that the block reflectors stay efficient."""
+    by_cache = slab_bytes // max(1, columns * itemsize)
+    return int(max(64, columns // 16, min(by_cache, 16384)))
+
+
+@dataclass
+class Triangle:
+    """What a sweep leaves behind, for M = [A₁ B] with p pivot columns A₁ and t trailing columns B.
+
+    With A₁ = QR:  R is (p, p), C = QᴴB is (p, t), and tail[j] = ‖(I − QQᴴ) B eⱼ‖² is (t,).
+    """
+
+    R: np.ndarray
+    C: np.ndarray
+    tail: np.ndarray
+
+    @classmethod
+    def empty(cls, p: int, t: int, dtype: np.dtype[Any]) -> "Triangle":
+        """The triangle of no rows at all."""
+        return cls(np.zeros((p, p), dtype, order="F"), np.zeros((p, t), dtype, order="F"), np.zeros(t))
+
+
+class Sweep:
+    """One thread's workspace for triangles of p pivot and t trailing columns."""
+
+    def __init__(self, p: int, t: int, dtype: np.dtype[Any], rows: int, block: int | None = None) -> None:
+        self.p = p
+        # Columns eight elements apart from a power of two: no two of them fight for the same cache set.
+        self._S = np.empty((rows + 8, p + t), dtype, order="F")
+        self._qr = Tpqrt(p, block or block_width(p), dtype)
+        self._apply = Tpmqrt(self._qr, t)
+
+    def buffer(self, rows: int) -> np.ndarray:
+        """Room for a slab (rows, p + t) in column order, to be filled and then absorbed."""
+        return self._S[:rows]
+
+    def absorb(self, triangle: Triangle, S: np.ndarray) -> None:
+        """Add the rows of S (rows, p + t) to the triangle, in place; S is used up."""
+        A, B = S[:, : self.p], S[:, self.p :]
+        self._qr(triangle.R, A)
+        self._apply(A, triangle.C, B)
+        triangle.tail += squares(B)
+
+
+def merge(left: Triangle, right: Triangle, block: int | None = None) -> Triangle:
+    """The triangle of the rows of both: triangular on triangular, (2/3) p³ flops; neither input is changed."""
+    p, t = left.C.shape
+    result = Triangle(left.R.copy("F"), left.C.copy("F"), left.tail + right.tail)
+    R, C = np.asfortranarray(np.triu(right.R)), right.C.copy("F")
+    qr = Tpqrt(p, block or block_width(p), left.R.dtype, pentagon=p)
+    qr(result.R, R)
+    Tpmqrt(qr, t)(R, result.C, C)
+    result.tail += squares(C)
+    return result
+
+
+def squares(B: np.ndarray) -> np.ndarray:
+    """‖B eⱼ‖² of each column, as (columns,) float64."""
+    return np.einsum("ij,ij->j", B.conj(), B).real
+
+
+_own = threading.local()
+
+
+def workspace(p: int, t: int, dtype: np.dtype[Any], rows: int, block: int | None) -> Sweep:
+    """This thread's workspace; the last one is kept, since a worker sweeps the same shape again and again."""
+    key = (p, t, dtype, rows, block)
+    if getattr(_own, "key", None) != key:
+        _own.key, _own.sweep = key, Sweep(p, t, dtype, rows, block)
+    sweep: Sweep = _own.sweep
+    return sweep

@@ -1,0 +1,140 @@
+"""How the rows of a matrix are cut: spans for tasks, blocks for reads, slabs for the cache.
+
+The cut follows from the shape, the chunks and the method alone, never from the machine or the number of workers:
+it fixes every rounding error, so the same job gives the same bits wherever it runs.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.kernels import sweep
+from pipelines.matrix import Span
+
+BLOCK_BYTES = 16 * 2**20
+"""One read is about this large: far above the cost of a call, far below a worker's memory."""
+MOST_BLOCK_BYTES = 256 * 2**20
+"""Above this a row of chunks is not read at once, but decoded again for each part of it."""
+MOST_SPANS = 4096
+"""Two passes and their merges stay under 10,000 tasks."""
+FEW_SPANS = 32
+"""Small jobs are cut this fine for the sake of several workers, if tasks stay above SHORT_SPAN."""
+SHORT_SPAN = 0.05
+"""Seconds below which a task is mostly overhead (Dask takes 1 to 2 ms for one)."""
+NOMINAL_BYTES, NOMINAL_FLOPS = 2e9, 25e9
+"""Bytes and flops a second of a core, for cutting only: fixed, because the cut must not depend on the machine."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the metadata says about a matrix, as the system of rows that will be read."""
+
+    rows: int
+    """Rows of A, or its columns when it is wide."""
+    columns: int
+    """Columns of A, or its rows when it is wide: what R is as large as."""
+    k: int
+    """Right-hand sides."""
+    wide: bool
+    stored_itemsize: int
+    dtype: np.dtype[Any]
+    """What is computed in."""
+    chunk: tuple[int, int]
+    """Rows and columns of a chunk, in the directions of the system."""
+    unit: int
+    """Rows that are stored together: a chunk's, or a shard's."""
+    partial: bool
+    """True when some rows of a chunk can be read without decoding all of it."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of A, decoded."""
+        return self.columns * self.stored_itemsize
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The cut, and the sizes of the pass that factors."""
+
+    shape: Shape
+    p: int
+    """Pivot columns of the factor: n, or n + k when the right-hand sides are factored along."""
+    t: int
+    """Trailing columns that reflectors are only applied to."""
+    block: int
+    slab_rows: int
+    group: int
+    fan_in: int
+    block_rows: int
+    span_rows: int
+    given: tuple[Span, ...] = ()
+    """Spans that the blocks of a dask array fix."""
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """All spans, in order."""
+        if self.given:
+            return self.given
+        starts = range(0, self.shape.rows, self.span_rows)
+        return tuple(Span(i, start, min(start + self.span_rows, self.shape.rows)) for i, start in enumerate(starts))
+
+    @property
+    def span_count(self) -> int:
+        """How many spans there are."""
+        return len(self.given) or -(-self.shape.rows // self.span_rows)
+
+    @property
+    def amplification(self) -> int:
+        """How often each chunk is decoded in a pass: 1, unless a row of chunks is too large for one read."""
+        return 1 if self.shape.partial else max(1, -(-self.shape.chunk[0] // self.block_rows))
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one read of A."""
+        return self.block_rows * self.shape.row_bytes
+
+
+def lay_out(shape: Shape, *, block: int | None, slab_bytes: int | None, span_seconds: float) -> Layout:
+    """The cut of a matrix; None lets measurement decide."""
+    p, t = split_columns(shape)
+    width = block or sweep.block_width(p)
+    slab = sweep.slab_rows(p + t, shape.dtype.itemsize, slab_bytes or sweep.CACHE_BYTES)
+    group = max(64, 64 * p // slab)
+    block_rows = _block_rows(shape)
+    span_rows = _span_rows(shape, block_rows, factor_flops(shape.rows, p, t), span_seconds)
+    return Layout(shape, p, t, width, slab, group, 8 if p <= 512 else 2, block_rows, span_rows)
+
+
+def split_columns(shape: Shape) -> tuple[int, int]:
+    """Pivot and trailing columns: few right-hand sides are factored along, many are only carried."""
+    if shape.wide:
+        return shape.columns, 0
+    few = shape.k <= max(4, shape.columns // 4)
+    return (shape.columns + shape.k, 0) if few else (shape.columns, shape.k)
+
+
+def factor_flops(rows: int, p: int, t: int) -> float:
+    """Flops of the sweep over `rows` rows: 2 m p² + 4 m p t."""
+    return 2.0 * rows * p * p + 4.0 * rows * p * t
+
+
+def _block_rows(shape: Shape) -> int:
+    row, chunk = max(1, shape.row_bytes), max(1, shape.chunk[0])
+    wanted = max(1, BLOCK_BYTES // row)
+    most = max(1, MOST_BLOCK_BYTES // row)
+    if shape.partial and chunk > 2 * wanted:
+        return wanted
+    if chunk > most:
+        return -(-chunk // -(-chunk // most))
+    return chunk * max(1, wanted // chunk)
+
+
+def _span_rows(shape: Shape, block_rows: int, flops: float, span_seconds: float) -> int:
+    seconds = flops / NOMINAL_FLOPS + shape.rows * shape.row_bytes / NOMINAL_BYTES
+    wanted = min(max(seconds / span_seconds, min(FEW_SPANS, seconds / SHORT_SPAN), 1), MOST_SPANS)
+    # A chunk that is decoded whole belongs to one span; of plain files any rows will do.
+    unit = block_rows if shape.partial else max(shape.unit, 1)
+    units = max(1, -(-shape.rows // unit))
+    return unit * max(1, math.ceil(units / wanted))

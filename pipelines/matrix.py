@@ -1,0 +1,321 @@
+"""A matrix seen as slabs of rows: wide ones transposed, weighted, up-cast, their rows with NaN found or left out.
+
+A System is the augmented matrix [A b] of a least-squares problem with its weights.  What a pass sees is a Slab:
+a few rows of it.  Where the rows come from (a store, an array in memory, a block of a dask array) ends here.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.errors import BadData
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of rows of the system: the unit of a task, of a retry and of progress."""
+
+    number: int
+    start: int
+    stop: int
+
+
+class Source(Protocol):
+    """Rows of numbers, (rows, columns), that can be read again and again."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows start..stop as stored; into `out` (C order) where that can be done."""
+
+    def identity(self, start: int, stop: int) -> int:
+        """A number that changes when what is stored under these rows changes."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A Zarr array, or a window of it: rows [start, stop), and columns as a range or a list."""
+
+    info: storage.ArrayInfo
+    rows: tuple[int, int]
+    columns: tuple[int, ...] | tuple[int, int]
+    picked: bool
+    """True when `columns` lists column numbers, False when it is a range."""
+    fill_missing: bool
+    run: str
+    transposed: bool = False
+    """True for a wide A: rows of this source are the conjugated columns of the array."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.info.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        height = self.rows[1] - self.rows[0]
+        width = len(self.columns) if self.picked else self.columns[1] - self.columns[0]
+        return (width, height) if self.transposed else (height, width)
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        reader = storage.reader(self.info.url, self.fill_missing, self.run)
+        if self.transposed:
+            rows, columns = slice(*self.rows), self._columns(start, stop)
+            block = reader.read(rows, slice(columns[0], columns[-1] + 1))
+            return block[:, columns - columns[0]].conj().T if self.picked else block.conj().T
+        rows = slice(self.rows[0] + start, self.rows[0] + stop)
+        if not self.picked:
+            return reader.read(rows, slice(*self.columns), out)
+        columns = np.array(self.columns)
+        first = int(columns.min(initial=0))
+        return reader.read(rows, slice(first, int(columns.max(initial=-1)) + 1))[:, columns - first]
+
+    def _columns(self, start: int, stop: int) -> np.ndarray:
+        if self.picked:
+            return np.array(self.columns[start:stop])
+        return np.arange(self.columns[0] + start, self.columns[0] + stop)
+
+    def identity(self, start: int, stop: int) -> int:
+        reader = storage.reader(self.info.url, self.fill_missing, self.run)
+        if self.picked:
+            low, high = min(self.columns, default=0), max(self.columns, default=-1) + 1
+            return (
+                reader.identity(slice(self.rows[0] + start, self.rows[0] + stop), slice(low, high))
+                if not self.transposed
+                else 0
+            )
+        if self.transposed:
+            return reader.identity(slice(*self.rows), slice(self.columns[0] + start, self.columns[0] + stop))
+        return reader.identity(slice(self.rows[0] + start, self.rows[0] + stop), slice(*self.columns))
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """An array of this process, or the part of one that a task was given."""
+
+    array: np.ndarray
+    first: int = 0
+    """The row of the source that array[0] is."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.array.shape
+        return rows, columns
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        return self.array[start - self.first : stop - self.first]
+
+    def identity(self, start: int, stop: int) -> int:
+        return 0
+
+    def part(self, span: Span) -> np.ndarray:
+        """What a task needs of it."""
+        return self.read(span.start, span.stop)
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A few rows: a (rows, n) as stored, b (rows, k) or None, w (rows,) square roots of weights or None."""
+
+    a: np.ndarray
+    b: np.ndarray | None
+    w: np.ndarray | None
+    start: int
+    """The system's row that a[0] is; with rows left out, the later ones follow closer than they are."""
+
+    def fill(self, S: np.ndarray) -> None:
+        """Copy [A b], weighted and up-cast, into S (rows, n + k): the only copy that the sweep makes."""
+        n = self.a.shape[1]
+        self._copy(self.a, S[:, :n])
+        if self.b is not None:
+            self._copy(self.b, S[:, n:])
+
+    def _copy(self, source: np.ndarray, target: np.ndarray) -> None:
+        if self.w is None:
+            target[...] = source
+        else:
+            np.multiply(source, self.w[:, None], out=target)
+
+    def values(self, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        """(A, b) weighted and up-cast; A itself, without a copy, where nothing has to be done."""
+        return self._as(self.a, dtype), None if self.b is None else self._as(self.b, dtype)
+
+    def _as(self, part: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+        part = part.astype(dtype, copy=False)
+        return part if self.w is None else part * self.w[:, None]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What was seen on the way, besides the numbers: it merges like a state."""
+
+    rows: int = 0
+    omitted: int = 0
+    bad: int = 0
+    """Entries that are NaN or infinite."""
+    first: tuple[int, int, str] | None = None
+    """Row, column and array (matrix, rhs) of the first of them."""
+    identity: tuple[int, int, int] = (0, 0, 0)
+    """Of matrix, rhs and weights: see Source.identity."""
+
+    def __add__(self, other: "Tally") -> "Tally":
+        identity = tuple((a + b) % 2**128 for a, b in zip(self.identity, other.identity, strict=True))
+        return Tally(
+            self.rows + other.rows, self.omitted + other.omitted, self.bad + other.bad, self.first or other.first,
+            (identity[0], identity[1], identity[2]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one read, before they are cut into slabs."""
+
+    slab: Slab
+    tally: Tally
+
+    def slabs(self, rows: int) -> Iterator[Slab]:
+        """Slabs of at most `rows` rows, as equal as can be."""
+        height = self.slab.a.shape[0]
+        count = max(1, -(-height // rows))
+        bounds = [height * i // count for i in range(count + 1)]
+        for low, high in zip(bounds, bounds[1:], strict=False):
+            if low < high:
+                yield self._cut(low, high)
+
+    def _cut(self, low: int, high: int) -> Slab:
+        whole = self.slab
+        b = None if whole.b is None else whole.b[low:high]
+        return Slab(whole.a[low:high], b, None if whole.w is None else whole.w[low:high], whole.start + low)
+
+
+@dataclass(frozen=True)
+class System:
+    """[A b] with its weights, seen as rows; for a wide problem A is transposed and b stays outside."""
+
+    A: Source
+    b: Source | None
+    weights: Source | None
+    dtype: np.dtype[Any]
+    """What is computed in: float64 or complex128."""
+    omit_rows: bool
+    block_rows: int
+    """Rows of one read."""
+    columns_by: np.ndarray | None = None
+    """Wide problems: the square root of each equation's weight, 0 for one left out; scales columns here."""
+
+    def blocks(self, span: Span) -> Iterator[Block]:
+        """The span's rows, the next block being read while the present one is worked on."""
+        starts = range(span.start, span.stop, self.block_rows)
+        pieces = [(start, min(start + self.block_rows, span.stop)) for start in starts]
+        buffers = _two_buffers(self.A, self.block_rows)
+        yield from (self._prepare(*raw) for raw in _ahead(self._read, pieces, buffers))
+
+    def _read(self, start: int, stop: int, out: np.ndarray | None) -> tuple[Slab, Tally]:
+        b = None if self.b is None else self.b.read(start, stop)
+        w = None if self.weights is None else _weights(self.weights.read(start, stop), start)
+        slab = Slab(self.A.read(start, stop, out), b, w, start)
+        return slab, Tally(stop - start, identity=self._identity(start, stop))
+
+    def _identity(self, start: int, stop: int) -> tuple[int, int, int]:
+        parts = [source.identity(start, stop) if source else 0 for source in (self.A, self.b, self.weights)]
+        return parts[0], parts[1], parts[2]
+
+    def _prepare(self, slab: Slab, tally: Tally) -> Block:
+        if self.columns_by is not None:
+            keep = self.columns_by != 0
+            a = slab.a if keep.all() else np.where(keep, slab.a, 0)
+            slab = replace(slab, a=a * self.columns_by)
+        if not self.omit_rows:
+            return Block(slab, tally)
+        good = finite_rows(slab)
+        if good is None:
+            return Block(slab, tally)
+        kept = Slab(
+            slab.a[good],
+            None if slab.b is None else slab.b[good],
+            None if slab.w is None else slab.w[good],
+            slab.start,
+        )
+        omitted = int(len(good) - good.sum())
+        return Block(kept, replace(tally, rows=tally.rows - omitted, omitted=omitted))
+
+    def scan(self, block: Block) -> Tally:
+        """How many entries are not finite, and the first: only called once there is one."""
+        slab, tally = block.slab, block.tally
+        for array, name in ((slab.a, "matrix"), (slab.b, "rhs")):
+            if array is None:
+                continue
+            rows, columns = np.nonzero(~np.isfinite(array))
+            if len(rows):
+                here = (slab.start + int(rows[0]), int(columns[0]), name)
+                first = min(filter(None, [tally.first, here]), key=lambda place: place[0])
+                tally = replace(tally, bad=tally.bad + len(rows), first=first)
+        return tally
+
+
+def finite_rows(slab: Slab) -> np.ndarray | None:
+    """Which rows are finite in A and b, or None when all are: a sum tells that at the speed of memory."""
+    parts = [part for part in (slab.a, slab.b) if part is not None and part.dtype.kind in "fc"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if all(np.isfinite(part.sum(dtype=np.result_type(part.dtype, np.float64))) for part in parts):
+            return None
+    good = np.ones(slab.a.shape[0], bool)
+    for part in parts:
+        good &= np.isfinite(part).all(axis=1)
+    return good
+
+
+def _weights(w: np.ndarray, start: int) -> np.ndarray:
+    """Square roots of observation weights (rows, 1) → (rows,)."""
+    w = w[:, 0].astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(w) & (w >= 0)))
+    if len(wrong):
+        raise BadData(
+            f"The weight of row {start + int(wrong[0])} is {w[wrong[0]]}; weights have to be finite and not negative. "
+            "Give the row the weight 0 to leave it out."
+        )
+    return np.sqrt(w)
+
+
+_buffers = threading.local()
+
+
+def _two_buffers(source: Source, rows: int) -> list[np.ndarray | None]:
+    """Memory for two blocks, kept by the thread: fresh memory would cost a page fault per 4 KiB."""
+    if not isinstance(source, Stored) or source.transposed or source.picked:
+        return [None, None]
+    shape, dtype = (rows, source.shape[1]), source.dtype
+    if getattr(_buffers, "key", None) != (shape, dtype):
+        _buffers.key, _buffers.pair = (shape, dtype), [np.empty(shape, dtype), np.empty(shape, dtype)]
+    pair: list[np.ndarray | None] = _buffers.pair
+    return pair
+
+
+def _ahead(
+    read: Callable[[int, int, np.ndarray | None], tuple[Slab, Tally]],
+    pieces: list[tuple[int, int]],
+    buffers: list[np.ndarray | None],
+) -> Iterator[tuple[Slab, Tally]]:
+    """Read each piece, one ahead of the consumer, in a thread of its own."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        pending = None
+        for number, (start, stop) in enumerate(pieces):
+            buffer = buffers[number % 2]
+            following = pool.submit(read, start, stop, None if buffer is None else buffer[: stop - start])
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()

@@ -1,0 +1,1 @@
+"""One method per file; options.py holds what a job file may say about each."""

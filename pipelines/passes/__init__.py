@@ -1,0 +1,1 @@
+"""One read of the matrix each: a start, a step per slab, and a merge."""

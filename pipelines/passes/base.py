@@ -1,0 +1,46 @@
+"""What a pass is: a monoid over slabs of rows.
+
+Merging is associative up to rounding, and the tree of merges is fixed by the numbers of the spans, so an answer
+has the same bits on any number of workers, in whatever order tasks finish, and after any retry.
+"""
+
+from typing import Protocol, TypeVar
+
+from pipelines.matrix import Slab, Span
+
+State = TypeVar("State")
+
+
+class Pass(Protocol[State]):
+    """One read of a system of rows; its fields are what the read needs to know."""
+
+    @property
+    def name(self) -> str:
+        """A name for the dashboard: factor, verify, ..."""
+
+    @property
+    def slab_rows(self) -> int:
+        """Rows that one absorb may see at most."""
+
+    @property
+    def group(self) -> int:
+        """Slabs that go into one state before it is merged: longer chains round more, more states merge more."""
+
+    @property
+    def fan_in(self) -> int:
+        """States that one merge task takes."""
+
+    def start(self) -> State:
+        """The state of no rows."""
+
+    def absorb(self, state: State, slab: Slab) -> State:
+        """The state with the slab's rows added; `state` itself may be changed."""
+
+    def merge(self, left: State, right: State) -> State:
+        """The state of the rows of both; neither is changed."""
+
+    def finish(self, state: State, span: Span) -> State:
+        """Called once when a span's rows are all absorbed: a pass that writes, writes here."""
+
+    def finite(self, state: State) -> bool:
+        """False when a NaN or an infinity has reached the state."""

@@ -1,0 +1,61 @@
+"""x = Aᴴ y for a wide A, read as rows of Aᴴ, and in the same read A x: what y promises and what it leaves over."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.kernels.sweep import squares
+from pipelines.matrix import Slab, Span
+
+
+@dataclass
+class Combined:
+    """Sums over rows of Aᴴ, and the rows of x that nobody has stored yet."""
+
+    Ax: np.ndarray
+    """A x, (m, k)."""
+    xx: np.ndarray
+    """‖x eⱼ‖², (k,)."""
+    pieces: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Combine:
+    """x = Aᴴ y, y being (m, k): stored span by span in the array `target`, or kept, or only measured."""
+
+    y: np.ndarray
+    dtype: np.dtype[Any]
+    slab_rows: int
+    keep: bool
+    """True when x is wanted, False when only A x is."""
+    target: str | None = None
+    """A Zarr array (n, k) whose chunks are the spans, or None to keep x in memory."""
+    group: int = 64
+    fan_in: int = 8
+    name: str = "combine"
+
+    def start(self) -> Combined:
+        return Combined(np.zeros(self.y.shape, self.dtype), np.zeros(self.y.shape[1]))
+
+    def absorb(self, state: Combined, slab: Slab) -> Combined:
+        a, _ = slab.values(self.dtype)
+        x = a @ self.y
+        state.Ax += a.conj().T @ x
+        state.xx += squares(x)
+        if self.keep:
+            state.pieces.append(x)
+        return state
+
+    def merge(self, left: Combined, right: Combined) -> Combined:
+        return Combined(left.Ax + right.Ax, left.xx + right.xx, left.pieces + right.pieces)
+
+    def finish(self, state: Combined, span: Span) -> Combined:
+        if self.target is not None and state.pieces:
+            storage.write_rows(self.target, span.start, np.concatenate(state.pieces))
+            return Combined(state.Ax, state.xx)
+        return state
+
+    def finite(self, state: Combined) -> bool:
+        return True  # the factor pass has looked at every entry, and the input's identity is compared

@@ -1,0 +1,289 @@
+"""What a job will cost, decided before anything is read."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipelines.engine import tree_depth
+from pipelines.errors import PlanRefused
+from pipelines.inputs import Inputs, open_inputs
+from pipelines.jobs import LeastSquares
+from pipelines.layout import Layout, factor_flops, lay_out
+from pipelines.methods.options import Tsqr
+from pipelines.rates import Rates, load_rates
+from pipelines.units import format_bytes
+
+IDLE_BYTES = 190 * 2**20
+"""Resident memory of a worker that has imported NumPy, SciPy, Zarr and Dask and does nothing."""
+MOST_DECODED = 4
+"""Times that a chunk may be decoded in one pass before the plan refuses."""
+LARGEST_SVD = 5e-10
+"""Seconds of an SVD with vectors, in units of n³, on one core."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster offers."""
+
+    workers: int
+    threads: int
+    """Of each worker."""
+    memory_bytes: int
+    """Of each worker."""
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """What one read of the matrix will cost."""
+
+    name: str
+    bytes: int
+    flops: float
+    tasks: int
+    seconds: float
+    limit: str
+    """reading or arithmetic: what the time goes to."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a job will be done and what that costs; all of it known from metadata."""
+
+    kind: str
+    method: str
+    reason: str
+    shape: tuple[int, int, int]
+    """m, n and k."""
+    dtype: str
+    """Of A as stored."""
+    orientation: str
+    chunks: tuple[int, int] | None
+    shards: tuple[int, ...] | None
+    passes: tuple[PassPlan, ...]
+    spans: int
+    span_rows: int
+    block_rows: int
+    slab_rows: int
+    tasks: int
+    bytes: int
+    flops: float
+    seconds: float
+    peak_bytes_per_worker: int
+    memory_bytes_per_worker: int
+    workers: int
+    threads: int
+    rates: str
+    warnings: tuple[str, ...]
+    key: str
+    """A hash of the job and the cut: equal plans give equal bits."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def make_plan(job: LeastSquares, resources: Resources | None = None, rates: Rates | None = None) -> Plan:
+    """The plan of a job on a cluster (default: this machine), from metadata alone.
+
+    Raises:
+        BadData: an array is not there, or its shape or type does not fit the job.
+        PlanRefused: it cannot fit or cannot be done.
+    """
+    inputs = open_inputs(job, run="plan")
+    return plan_of(job, inputs, layout_of(job, inputs), resources or this_machine(), rates or load_rates())
+
+
+def this_machine() -> Resources:
+    """The cores and the memory that this process may use, as one worker."""
+    import psutil
+
+    return Resources(1, len(os.sched_getaffinity(0)), psutil.virtual_memory().available)
+
+
+def layout_of(job: LeastSquares, inputs: Inputs) -> Layout:
+    """The cut that the job's method asks for."""
+    options = job.method if isinstance(job.method, Tsqr) else Tsqr()
+    layout = lay_out(
+        inputs.shape,
+        block=None if options.block == "auto" else options.block,
+        slab_bytes=None if options.slab_bytes == "auto" else options.slab_bytes,
+        span_seconds=options.span_seconds,
+    )
+    if not inputs.given:
+        return layout
+    largest = max((span.stop - span.start for span in inputs.given), default=1)
+    return replace(layout, given=inputs.given, span_rows=largest, block_rows=max(1, min(layout.block_rows, largest)))
+
+
+def plan_of(job: LeastSquares, inputs: Inputs, layout: Layout, resources: Resources, rates: Rates) -> Plan:
+    """The plan of inputs that are open already."""
+    shape = inputs.shape
+    m, n = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
+    passes = tuple(_pass(name, flops, layout, resources, rates) for name, flops in _steps(job, layout))
+    small = _small_seconds(layout, job.verify)
+    info = inputs.infos.get("matrix")
+    plan = Plan(
+        kind=job.kind, method="tsqr", reason=_reason(job, layout), shape=(m, n, shape.k), dtype=str(inputs.A.dtype),
+        orientation="wide" if shape.wide else "tall",
+        chunks=None if info is None else (info.chunks[0], info.chunks[1] if len(info.chunks) > 1 else 1),
+        shards=info.shards if info else None, passes=passes, spans=layout.span_count, span_rows=layout.span_rows,
+        block_rows=layout.block_rows, slab_rows=layout.slab_rows, tasks=sum(one.tasks for one in passes),
+        bytes=sum(one.bytes for one in passes), flops=sum(one.flops for one in passes),
+        seconds=sum(one.seconds for one in passes) + small, peak_bytes_per_worker=peak_bytes(job, layout, resources.threads),
+        memory_bytes_per_worker=resources.memory_bytes, workers=resources.workers, threads=resources.threads,
+        rates=rates.source, warnings=tuple(_warnings(job, inputs, layout)), key=_key(job, layout),
+    )  # fmt: skip
+    _refuse(job, inputs, layout, plan)
+    return plan
+
+
+def _steps(job: LeastSquares, layout: Layout) -> list[tuple[str, float]]:
+    """The reads that are certain, with their flops; one more comes when a refinement is called for."""
+    shape = layout.shape
+    factor = factor_flops(shape.rows, layout.p, layout.t)
+    multiply = 4.0 * shape.rows * shape.columns * shape.k
+    complex_ = 4 if shape.dtype.kind == "c" else 1
+    steps = [("factor", factor * complex_)]
+    if shape.wide and job.nan == "omit_rows":
+        steps.insert(0, ("look", 0.0))
+    if shape.wide and job.verify:
+        steps.append(("combine", multiply * complex_))
+    if shape.wide or job.verify:
+        steps.append(("combine" if shape.wide else "verify", multiply * complex_))
+    return steps
+
+
+def _pass(name: str, flops: float, layout: Layout, resources: Resources, rates: Rates) -> PassPlan:
+    shape, spans = layout.shape, layout.span_count
+    size = shape.rows * shape.row_bytes * layout.amplification
+    fan_in = layout.fan_in if name == "factor" else 8
+    merges = sum(_levels(spans, fan_in))
+    speed = rates.factor_flops_per_second(layout.p) if name == "factor" else rates.gemm_flops_per_second() / 10
+    cores = max(1, min(resources.workers * resources.threads, spans))
+    rounds = -(-spans // cores) / max(spans, 1)
+    reading, arithmetic = size / rates.read_bytes_per_second() * rounds, flops / speed * rounds
+    merging = 2 / 3 * layout.p**3 / rates.merge_flops_per_second() if name == "factor" else 0.0
+    tree = tree_depth(spans, fan_in) * (fan_in - 1) * merging
+    seconds = reading + arithmetic + tree + (spans + merges) * rates.task_seconds
+    return PassPlan(name, size, flops, spans + merges, seconds, "reading" if reading > arithmetic else "arithmetic")
+
+
+def _levels(spans: int, fan_in: int) -> list[int]:
+    """Merges of each level of the tree."""
+    levels = []
+    while spans > 1:
+        spans = -(-spans // fan_in)
+        levels.append(spans)
+    return levels
+
+
+def _small_seconds(layout: Layout, verify: bool) -> float:
+    n = layout.shape.columns
+    return LARGEST_SVD * n**3 * (2 if n <= 512 else 0.1) + (1e-10 * n**3 if verify else 0)
+
+
+def peak_bytes(job: LeastSquares, layout: Layout, threads: int) -> int:
+    """Resident memory of a worker at its fullest: a few blocks, a slab, and some n × n states; never the rows."""
+    shape, size = layout.shape, layout.shape.dtype.itemsize
+    block = layout.block_bytes
+    # Two blocks, since one is read ahead; the pipeline of Zarr holds each once more as it came from the store.
+    blocks = 2 * block if shape.partial else 4 * block + 2 * min(shape.chunk[0] * shape.row_bytes, 2**31)
+    if job.nan == "omit_rows" or shape.wide:
+        blocks += 2 * layout.block_rows * shape.columns * size
+    if layout.given:
+        blocks = 3 * layout.span_rows * shape.row_bytes
+    sides = 4 * layout.block_rows * (shape.k + 1) * size
+    slab = (layout.slab_rows + layout.block) * (layout.p + layout.t) * size
+    state = layout.p * (layout.p + layout.t) * size
+    chain = max(1, layout.span_rows // max(1, layout.slab_rows * layout.group)).bit_length()
+    per_thread = blocks + sides + slab + (chain + layout.fan_in + 3) * state
+    return IDLE_BYTES + threads * per_thread
+
+
+def _reason(job: LeastSquares, layout: Layout) -> str:
+    s = layout.shape
+    chosen = (
+        "asked for by the job file"
+        if isinstance(job.method, Tsqr)
+        else "as accurate as LAPACK at any condition number, in one pass"
+    )
+    side = f"R is {layout.p:,} × {layout.p:,}, {format_bytes(layout.p**2 * s.dtype.itemsize)}"
+    return f"{chosen}; {'rows of Aᴴ are read, since A is wide; ' if s.wide else ''}{side}"
+
+
+def _warnings(job: LeastSquares, inputs: Inputs, layout: Layout) -> list[str]:
+    found = []
+    unchecked = [name for name, info in inputs.infos.items() if not info.checksums]
+    if unchecked:
+        verb = "carry" if len(unchecked) > 1 else "carries"
+        found.append(
+            f"The {' and the '.join(unchecked)} {verb} no checksums: damage to stored bytes could go unseen. Write with "
+            "a CRC-32C codec to have it found, and set `require: {checksums: true}` to insist."
+        )
+    if layout.amplification > 1:
+        found.append(
+            f"A row of chunks is {format_bytes(layout.shape.chunk[0] * layout.shape.row_bytes)}: each chunk is decoded "
+            f"{layout.amplification} times in a pass. Fewer rows per chunk would avoid that."
+        )
+    if not job.verify:
+        found.append("verify is false: the answer comes without a certificate of its error.")
+    return found
+
+
+def _refuse(job: LeastSquares, inputs: Inputs, layout: Layout, plan: Plan) -> None:
+    unchecked = [name for name, info in inputs.infos.items() if not info.checksums]
+    if job.require.checksums and unchecked:
+        raise PlanRefused(
+            f"The job requires checksums, and the {' and the '.join(unchecked)} "
+            f"{'carry' if len(unchecked) > 1 else 'carries'} none. Write {'them' if len(unchecked) > 1 else 'it'} again "
+            "with a CRC-32C codec, or take `checksums` out of `require`."
+        )
+    if layout.amplification > MOST_DECODED:
+        chunk = layout.shape.chunk
+        raise PlanRefused(
+            f"Chunks of {chunk[0]:,} rows × {chunk[1]:,} columns would be decoded {layout.amplification} times in each pass, "
+            f"since all {layout.shape.columns:,} columns of so many rows ({format_bytes(chunk[0] * layout.shape.row_bytes)}) "
+            f"are too much to hold. Write the array in chunks of at most {layout.block_rows:,} rows."
+        )
+    if plan.peak_bytes_per_worker > plan.memory_bytes_per_worker:
+        raise PlanRefused(_too_large(job, layout, plan))
+
+
+def _too_large(job: LeastSquares, layout: Layout, plan: Plan) -> str:
+    states = layout.p * (layout.p + layout.t) * layout.shape.dtype.itemsize
+    blocks = layout.block_bytes
+    found = (
+        f"A worker would need {format_bytes(plan.peak_bytes_per_worker)} and has "
+        f"{format_bytes(plan.memory_bytes_per_worker)}: {plan.threads} thread{'s' if plan.threads > 1 else ''} with reads of "
+        f"{format_bytes(blocks)} and triangles of {format_bytes(states)} each. "
+    )
+    if plan.threads > 1:
+        one = peak_bytes(job, layout, 1)
+        if one <= plan.memory_bytes_per_worker:
+            return found + f"Use one thread per worker ({format_bytes(one)})."
+    if blocks > states:
+        rows = max(1, layout.block_rows * plan.memory_bytes_per_worker // (2 * plan.peak_bytes_per_worker))
+        return found + (
+            f"Give each worker at least {format_bytes(plan.peak_bytes_per_worker)}, or write the array in chunks of about "
+            f"{rows:,} rows."
+        )
+    return (
+        found + f"Give each worker at least {format_bytes(plan.peak_bytes_per_worker)}; use fewer and larger workers."
+    )
+
+
+def _key(job: LeastSquares, layout: Layout) -> str:
+    cut = (
+        layout.p,
+        layout.t,
+        layout.block,
+        layout.slab_rows,
+        layout.group,
+        layout.fan_in,
+        layout.block_rows,
+        layout.span_rows,
+    )
+    text = json.dumps([job.model_dump(mode="json"), cut], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

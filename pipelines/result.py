@@ -1,0 +1,108 @@
+"""A result: arrays, a certificate, and where they come from; stored as a Zarr group with the Xarray conventions."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import BadData
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.certify import Certificate
+
+KEY = "tallgrass"
+"""The attribute of the group that holds the summary."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job found.  `x` is (n,) or (n, k), as the right-hand side was."""
+
+    url: str | None
+    """Where it is stored, or None when it lives in memory only."""
+    summary: dict[str, Any]
+    """What the group's attributes say, as `tallgrass show --json` prints it."""
+    arrays: dict[str, "np.ndarray"]
+    """By name; those that are not in memory are read from the store when first asked for."""
+    shortfalls: tuple[str, ...] = ()
+    """What the job requires and the certificate does not reach."""
+
+    @property
+    def certificate(self) -> "Certificate":
+        """How far to trust x."""
+        from pipelines.certify import Certificate
+
+        return Certificate.from_dict(self.summary["certificate"])
+
+    @property
+    def x(self) -> "np.ndarray":
+        """The solution, (n,) or (n, k)."""
+        return self["x"]
+
+    @property
+    def residual_norm(self) -> "np.ndarray":
+        """‖b − A x‖ of each right-hand side, () or (k,)."""
+        return self["residual_norm"]
+
+    def __getitem__(self, name: str) -> "np.ndarray":
+        """An array of the result: x, residual_norm, singular_values, backward_error, forward_error_bound, R.
+
+        Raises:
+            KeyError: the result has no such array.
+        """
+        if name not in self.arrays:
+            if self.url is None:
+                raise KeyError(f"{name}; this result holds {', '.join(sorted(self.arrays))}")
+            self.arrays[name] = _read(self.url, name)
+        return self.arrays[name]
+
+
+def read_summary(url: str) -> dict[str, Any]:
+    """The summary of a stored result; a local one is read without importing anything heavy.
+
+    Raises:
+        BadData: there is no result at `url`.
+    """
+    path = Path(url.removeprefix("file://"))
+    try:
+        text = (path / "zarr.json").read_text() if "://" not in url.removeprefix("file://") else _remote_root(url)
+        summary: dict[str, Any] = json.loads(text)["attributes"][KEY]
+    except FileNotFoundError as error:
+        raise BadData(
+            f"There is no result at {url}. Check the path; a job that failed or was stopped leaves none."
+        ) from error
+    except PermissionError as error:
+        raise BadData(f"The result at {url} cannot be read: permission denied.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadData(
+            f"What is at {url} is not a result of Tallgrass. Give the path that the job file names as output."
+        ) from error
+    return summary
+
+
+def open_result(url: str) -> Result:
+    """A stored result, its arrays read when they are asked for.
+
+    Raises:
+        BadData: there is no result at `url`.
+    """
+    return Result(url, read_summary(url), {})
+
+
+def _remote_root(url: str) -> str:
+    from pipelines.storage import read_text
+
+    return read_text(url, "zarr.json")
+
+
+def _read(url: str, name: str) -> "np.ndarray":
+    import numpy as np
+
+    from pipelines import storage
+
+    names = storage.array_names(url)
+    if name not in names:
+        raise KeyError(f"{name}; this result holds {', '.join(names)}")
+    return np.asarray(storage.open_array(f"{url}/{name}")[...])

@@ -1,0 +1,1 @@
+"""Algebra on what a pass leaves behind: n × n, in memory, on one core."""

@@ -1,0 +1,17 @@
+"""Stored arrays and results: the only folder that speaks Zarr and object stores."""
+
+from pipelines.storage.arrays import ArrayInfo, array_names, describe, open_array, read_text
+from pipelines.storage.reader import Reader, reader
+from pipelines.storage.staging import Staging, write_rows
+
+__all__ = [
+    "ArrayInfo",
+    "Reader",
+    "Staging",
+    "array_names",
+    "describe",
+    "open_array",
+    "read_text",
+    "reader",
+    "write_rows",
+]

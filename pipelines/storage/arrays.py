@@ -1,0 +1,178 @@
+"""Stored arrays as their metadata describes them: opened, and looked at from outside."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import obstore
+import zarr
+from obstore.exceptions import BaseError as ObstoreError
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, ObjectStore
+
+from pipelines.errors import BadData
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """What is known of a stored array from its metadata alone."""
+
+    url: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    """The unit of decoding: inner chunks for a sharded array."""
+    shards: tuple[int, ...] | None
+    zarr_format: int
+    checksums: bool
+    """True when damage to a chunk's bytes cannot pass unnoticed: CRC-32C, or zstd with its checksum."""
+    plain: bool
+    """True when chunks are uncompressed files on a local disk: any rows of one can be read alone."""
+    names: tuple[str, ...]
+    """The array's `columns` attribute, when there is one."""
+
+
+def local_path(url: str) -> Path | None:
+    """The folder that a path or file:// URL names, or None for an object store."""
+    if "://" not in url:
+        return Path(url)
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def open_store(url: str) -> LocalStore | ObjectStore:
+    """The store at a path or URL (s3://, gs://, az://, https://); credentials come from the environment."""
+    path = local_path(url)
+    if path is not None:
+        return LocalStore(path)
+    options = obstore.store.ClientConfig(allow_http=_speaks_plain_http(url))
+    try:
+        return ObjectStore(obstore.store.from_url(url, client_options=options))
+    except (ValueError, ObstoreError) as error:
+        raise BadData(f"{url} cannot be opened: {first_line(error)}. Give a path, or a URL that starts with "
+                      "s3://, gs://, az:// or https://.") from error  # fmt: skip
+
+
+def _speaks_plain_http(url: str) -> bool:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
+    return url.startswith("http://") or (url.startswith("s3://") and endpoint.startswith("http://"))
+
+
+def open_array(url: str) -> zarr.Array[Any]:
+    """The Zarr array (v2 or v3) at `url`, opened for reading.
+
+    Raises:
+        BadData: there is none, it is a group, or it cannot be read.
+    """
+    try:
+        array = zarr.open_array(open_store(url), mode="r", config={"read_missing_chunks": False})
+    except BadData:
+        raise
+    except PermissionError as error:
+        raise BadData(
+            f"{url} cannot be read: permission denied for {error.filename}. Give this user the right to read it."
+        ) from error
+    except FileNotFoundError as error:
+        raise BadData(f"There is no Zarr array at {url}: {_nothing_there(url)}") from error
+    except Exception as error:  # zarr, obstore and json each raise their own kinds for damaged or foreign metadata
+        raise BadData(
+            f"There is no Zarr array that can be opened at {url}: {first_line(error)}.{_members(url)}"
+        ) from error
+    return array
+
+
+def _nothing_there(url: str) -> str:
+    path = local_path(url)
+    if path is None or path.is_absolute():
+        return "nothing is there. Check the path in the job file."
+    return f"nothing is there. Relative paths start from the current directory, {Path.cwd()}."
+
+
+def _members(url: str) -> str:
+    """When `url` is a group: which arrays it holds, since one of them is probably meant."""
+    try:
+        names = sorted(name for name, _ in zarr.open_group(open_store(url), mode="r").arrays())
+    except Exception:  # it is no group either, so there is nothing to suggest
+        return " Give the path of an array, not of a file or folder that holds something else."
+    return f" It is a group; its arrays are: {', '.join(names) or 'none'}. Give the path of one of them."
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def describe(url: str) -> ArrayInfo:
+    """What the metadata at `url` says; no chunk is read."""
+    array = open_array(url)
+    codecs = codecs_of(array)
+    return ArrayInfo(
+        url=url, shape=tuple(array.shape), dtype=_native(array, url), chunks=tuple(array.chunks),
+        shards=tuple(array.shards) if array.shards else None, zarr_format=array.metadata.zarr_format,
+        checksums=any(_checks(codec) for codec in codecs), plain=_is_plain(array, url),
+        names=tuple(str(name) for name in array.attrs.get("columns", ()) or ()),  # type: ignore[union-attr]
+    )  # fmt: skip
+
+
+def _native(array: zarr.Array[Any], url: str) -> np.dtype[Any]:
+    dtype = np.dtype(array.dtype)
+    if dtype.kind not in "biufc" or dtype.itemsize > 16 or dtype.char in "gG":
+        raise BadData(
+            f"{url} holds {dtype}, which is not a number that can be computed with; needed is bool, an integer, "
+            "or a real or complex float of at most 64 bits a part. Convert the array and run the job again."
+        )
+    return dtype.newbyteorder("=")
+
+
+def codecs_of(array: zarr.Array[Any]) -> tuple[Any, ...]:
+    """The codecs that chunks pass through; inside a shard, those of its inner chunks."""
+    if array.metadata.zarr_format == 2:
+        return tuple(filter(None, [*(array.metadata.filters or ()), array.metadata.compressor]))
+    codecs = tuple(array.metadata.codecs)
+    return tuple(codecs[0].codecs) if isinstance(codecs[0], ShardingCodec) else codecs
+
+
+def _checks(codec: Any) -> bool:
+    return isinstance(codec, Crc32cCodec) or bool(getattr(codec, "checksum", False))
+
+
+def _is_plain(array: zarr.Array[Any], url: str) -> bool:
+    metadata = array.metadata
+    if local_path(url) is None or array.shards or array.ndim not in (1, 2) or not all(array.chunks):
+        return False
+    dtype = np.dtype(array.dtype)
+    if metadata.zarr_format == 2:
+        return not codecs_of(array) and metadata.order == "C" and dtype.isnative
+    regular = getattr(metadata.chunk_grid, "chunk_shape", None) is not None
+    first, *rest = metadata.codecs
+    little = isinstance(first, BytesCodec) and (
+        dtype.itemsize == 1 or str(getattr(first.endian, "value", first.endian)) == "little"
+    )
+    return (
+        regular
+        and little
+        and np.little_endian
+        and all(isinstance(codec, Crc32cCodec) for codec in rest)
+        and len(rest) <= 1
+    )
+
+
+def read_text(url: str, key: str) -> str:
+    """A small object of a store.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    raw = sync(open_store(url).get(key, default_buffer_prototype()))
+    if raw is None:
+        raise FileNotFoundError(f"{url}/{key}")
+    return raw.to_bytes().decode()
+
+
+def array_names(url: str) -> list[str]:
+    """The arrays of a group."""
+    return sorted(name for name, _ in zarr.open_group(open_store(url), mode="r").arrays())
