@@ -1,0 +1,1 @@
+"""Processes, clusters and the command line: everything that starts something."""

@@ -1,0 +1,136 @@
+"""The command line, `tallgrass COMMAND`: data on stdout, messages on stderr, an exit code for each outcome.
+
+Nothing heavy is imported here: `--help`, `check` and `show` answer before NumPy would have been loaded.
+"""
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from pipelines.errors import Interrupted, JobFileError, TallgrassError
+from workers import commands
+from workers.output import error_document
+
+EPILOG = """\b
+Examples:
+  tallgrass check configs/jobs/flights.yaml     is the job file right?
+  tallgrass plan configs/jobs/flights.yaml      what will it cost?
+  tallgrass run configs/jobs/flights.yaml       run it on this machine
+  tallgrass show results/flights.zarr           what came out, and how far to trust it
+
+\b
+Exit codes:
+  0  done                                  5  the cluster or server cannot be reached
+  1  the run failed                        6  a wait timed out
+  2  the job file or the command is wrong  7  the job was cancelled
+  3  the plan refuses                      8  the certificate falls short of the job's `require`
+  4  the data is bad                     130  interrupted
+"""
+
+
+class Tallgrass(click.Group):
+    """A group of commands whose errors are short letters with their exit codes, never tracebacks."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+        words = list(sys.argv[1:] if args is None else args)
+        try:
+            with _quiet_interrupts(words):
+                code = super().main(words, prog_name or "tallgrass", **(extra | {"standalone_mode": False}))
+        except (click.Abort, KeyboardInterrupt):
+            code = _report(Interrupted("Interrupted. Nothing was written."), words)
+        except click.UsageError as error:
+            code = _report(JobFileError(_usage_letter(error)), words)
+        except click.ClickException as error:
+            code = _report(JobFileError(error.format_message()), words)
+        except Exception as error:  # noqa: BLE001 - the last line of defence: whatever comes, a letter and an exit code
+            code = _report(error, words)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _quiet_interrupts(words: Sequence[str]) -> Iterator[None]:
+    """On Ctrl-C, what dies half-started keeps quiet: worker processes and connections log their own ends."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        import logging
+
+        if "--debug" not in words:
+            logging.disable(logging.CRITICAL)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, as with nohup, or somebody else's
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _report(error: Exception, words: Sequence[str]) -> int:
+    """Tell an error on stderr, and as a document on stdout under --json; its exit code."""
+    if "--debug" in words:
+        traceback.print_exception(error)
+    message = str(error) if isinstance(error, TallgrassError) else _unexpected(error)
+    click.echo(message, err=True)
+    if "--json" in words:
+        click.echo(json.dumps(error_document(error, message), indent=2, ensure_ascii=False))
+    return getattr(error, "exit_code", 1)
+
+
+def _unexpected(error: Exception) -> str:
+    detail = f"{type(error).__name__}: {error}".rstrip(": ")
+    return (
+        f"something went wrong that Tallgrass did not foresee: {detail}. "
+        "Run it again with --debug for the traceback, and please report it."
+    )
+
+
+def _usage_letter(error: click.UsageError) -> str:
+    context = error.ctx
+    command = context.command_path if context else "tallgrass"
+    return f'{command}: {error.format_message()} See "{command} --help".'
+
+
+def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        click.echo(f"tallgrass {commands.version()}")
+        context.exit()
+
+
+@click.group(
+    cls=Tallgrass,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Linear algebra on matrices larger than memory, with answers that say how far to trust them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for command in commands.ALL:
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

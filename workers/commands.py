@@ -1,0 +1,249 @@
+"""The commands: each reads what it was given, asks the library, and prints one thing on stdout."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.errors import CertificateFallsShort, JobFileError
+from workers.output import asked, command, error_document, hint, print_one
+
+if TYPE_CHECKING:
+    from pipelines.plan import Resources
+    from pipelines.result import Result
+
+_job = click.argument("job_file", metavar="JOB", type=click.Path())
+_set = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PLACE=VALUE",
+    help="Change one value of the job file: rtol=1e-10, require.rank=full. May be given many times.",
+)
+_cluster = click.option(
+    "--cluster",
+    "cluster_file",
+    metavar="FILE",
+    type=click.Path(),
+    help="Cluster file (configs/clusters/*.yaml); without it, this machine.",
+)
+
+
+@command(
+    "tallgrass check configs/jobs/flights.yaml",
+    "tallgrass check configs/jobs/flights.yaml --set rtol=1e-10 --json",
+)
+@_job
+@_set
+def check(job_file: str, overrides: tuple[str, ...]) -> None:
+    """Say whether a job file is right. Reads no data."""
+    from pipelines.load import load_job
+
+    job = load_job(job_file, overrides)
+    document = {"schema": "job/1", "file": job_file, "job": job.model_dump(mode="json")}
+    print_one(document, f"{job_file}: a valid {job.kind} job")
+    hint(f"next: tallgrass plan {job_file}")
+
+
+@command(
+    "tallgrass plan configs/jobs/flights.yaml",
+    'tallgrass plan configs/jobs/flights.yaml --workers 1000 --memory "16 GiB"',
+)
+@_job
+@click.option("--workers", type=click.IntRange(min=1), help="Workers to plan for.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of each worker.")
+@click.option("--memory", metavar="SIZE", help='Memory of each worker, such as "16 GiB".')
+@_cluster
+@_set
+def plan(
+    job_file: str,
+    workers: int | None,
+    threads: int | None,
+    memory: str | None,
+    cluster_file: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Say what a job will cost: time, memory, bytes read.
+
+    No data is read. The workers, threads and memory that you name need not exist.
+    """
+    from pipelines.load import load_job
+    from pipelines.plan import make_plan
+    from pipelines.report import render_plan
+
+    job = load_job(job_file, overrides)
+    document = make_plan(job, _resources(cluster_file, workers, threads, memory)).to_dict()
+    print_one(document, render_plan(document))
+    hint(f"next: tallgrass run {job_file}")
+
+
+@command(
+    "tallgrass run configs/jobs/flights.yaml",
+    "tallgrass run configs/jobs/flights.yaml --set overwrite=true --set ridge=0.1",
+    "tallgrass run configs/jobs/flights.yaml --cluster configs/clusters/local.yaml --json",
+)
+@_job
+@_cluster
+@_set
+def run(job_file: str, cluster_file: str | None, overrides: tuple[str, ...]) -> None:
+    """Run a job, and say how far to trust the answer.
+
+    The result appears whole or not at all. Ctrl-C stops the run and leaves nothing half-written.
+    """
+    from pipelines.load import load_job
+    from pipelines.report import render_result
+
+    job, cluster = load_job(job_file, overrides), _load_cluster(cluster_file)
+    result = _run(job, cluster)
+    short = "\n".join(f"the certificate falls short: {text}" for text in result.shortfalls)
+    shortfall = CertificateFallsShort(short) if short else None
+    print_one(result.summary | (error_document(shortfall) if shortfall else {}), render_result(result.summary))
+    if shortfall:
+        click.echo(str(shortfall), err=True)
+        click.get_current_context().exit(shortfall.exit_code)
+    hint(f"next: tallgrass show {job.output}")
+
+
+def _run(job: Any, cluster: Any) -> "Result":
+    """The result of a job on a cluster that lives as long as the run; what cannot fit never starts one."""
+    from pipelines.execute import run as execute
+    from pipelines.progress import Note
+    from workers.clusters import dashboard_link, open_cluster
+    from workers.failures import explain
+    from workers.terminal import watching
+
+    spans = _spans(job, cluster)
+    with watching(asked("quiet")) as listener, open_cluster(cluster, spans) as client:
+        if link := dashboard_link(client):
+            listener(Note(f"dashboard: {link}"))
+        try:
+            return execute(job, client=client, listener=listener)
+        except Exception as error:
+            raise explain(client, error) from error
+
+
+def _spans(job: Any, cluster: Any) -> int | None:
+    """Tasks that can run at the same time: a local cluster starts no more workers than that."""
+    from pipelines.plan import make_plan
+    from workers.clusters import Address
+
+    return None if isinstance(cluster, Address) else make_plan(job, _offer(cluster)).spans
+
+
+@command(
+    "tallgrass show results/flights.zarr",
+    "tallgrass show results/flights.zarr --json | jq .certificate.rank",
+)
+@click.argument("result", type=click.Path())
+def show(result: str) -> None:
+    """Say what a finished job found."""
+    from pipelines.report import render_result
+    from pipelines.result import read_summary
+
+    document = read_summary(result)
+    print_one(document, render_result({"url": result} | document))
+
+
+@command("tallgrass schema > configs/schema.json")
+def schema() -> None:
+    """Print the JSON schema of job files, for editors."""
+    from pipelines.load import job_schema
+
+    click.echo(json.dumps(job_schema(), indent=2, ensure_ascii=False))
+
+
+@command(
+    "tallgrass doctor",
+    "tallgrass doctor --calibrate",
+    "tallgrass doctor --cluster configs/clusters/address.yaml",
+)
+@click.option("--calibrate", is_flag=True, help="Measure this machine's speeds, which plans are made from.")
+@_cluster
+def doctor(calibrate: bool, cluster_file: str | None) -> None:
+    """Examine this installation and its cluster."""
+    from dataclasses import asdict
+
+    from pipelines.report import render_findings
+
+    findings = [asdict(finding) for finding in _examined(calibrate, _load_cluster(cluster_file))]
+    healthy = all(finding["ok"] for finding in findings)
+    print_one({"schema": "doctor/1", "ok": healthy, "findings": findings}, render_findings(findings))
+
+
+def _examined(calibrate: bool, cluster: Any) -> list[Any]:
+    from workers import doctor
+    from workers.clusters import open_cluster
+
+    if calibrate:
+        hint("measuring this machine's speeds; this takes some seconds")
+        doctor.calibrate()
+    findings = doctor.examine()
+    if cluster is not None:
+        with open_cluster(cluster) as client:
+            findings += doctor.examine_cluster(client)
+    return findings
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tallgrass completion bash >> ~/.bashrc
+  tallgrass completion zsh >> ~/.zshrc
+  tallgrass completion fish > ~/.config/fish/completions/tallgrass.fish"""
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script for completion in your shell."""
+    from click.shell_completion import get_completion_class
+
+    group = click.get_current_context().find_root().command
+    script = get_completion_class(shell)
+    assert script is not None, "the choices above are the shells that click knows"
+    click.echo(script(group, {}, "tallgrass", "_TALLGRASS_COMPLETE").source())
+
+
+ALL = (check, plan, run, show, schema, doctor, completion)
+
+
+def version() -> str:
+    """The installed version of Tallgrass."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("tallgrass")
+    except PackageNotFoundError:
+        return "(not installed: runs from its source folder)"
+
+
+def _load_cluster(path: str | None) -> Any:
+    if path is None:
+        return None
+    from pipelines.load import load_file
+    from workers.clusters import Cluster
+
+    return load_file(path, Cluster)
+
+
+def _offer(cluster: Any) -> "Resources":
+    """What a cluster offers: a local one without starting it, an existing one by asking it."""
+    from workers.clusters import Address, Local, open_cluster, resources, resources_of
+
+    if isinstance(cluster, Address):
+        with open_cluster(cluster) as client:
+            return resources(client)
+    return resources_of(cluster or Local())
+
+
+def _resources(cluster_file: str | None, workers: int | None, threads: int | None, memory: str | None) -> "Resources":
+    """What the cluster offers, with what the command line says instead."""
+    from dataclasses import replace
+
+    from pipelines.units import parse_bytes
+
+    try:
+        named = {"workers": workers, "threads": threads, "memory_bytes": memory and parse_bytes(memory)}
+    except ValueError as error:
+        raise JobFileError(f"--memory: {error}") from None
+    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    return replace(_offer(_load_cluster(cluster_file)), **given)

@@ -1,0 +1,62 @@
+"""What commands print: one thing on stdout, for people or (--json) for scripts; hints on stderr."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+Function = Callable[..., Any]
+
+
+def command(*examples: str) -> Callable[[Function], click.Command]:
+    """A command with the options that all have, whose help ends with examples."""
+
+    def decorate(function: Function) -> click.Command:
+        made = click.command(epilog="\b\nExamples:\n  " + "\n  ".join(examples))(function)
+        for flags, meaning in (
+            (["--json"], "Print one JSON document on stdout."),
+            (["--quiet", "-q"], "No progress and no hints on stderr; errors still."),
+            (["--debug"], "Show the traceback of an error."),
+        ):
+            option = click.Option(flags, is_flag=True, expose_value=False, callback=_remember, help=meaning)
+            made.params.append(option)
+        return made
+
+    return decorate
+
+
+def _remember(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    context.meta[f"tallgrass.{option.name}"] = asked
+
+
+def asked(name: str) -> bool:
+    """Whether the command that runs now was given --json or --quiet."""
+    return bool(click.get_current_context().meta.get(f"tallgrass.{name}"))
+
+
+def print_one(document: Any, text: str) -> None:
+    """One thing on stdout: a JSON document, or text."""
+    click.echo(json.dumps(_json_ready(document), indent=2, ensure_ascii=False) if asked("json") else text)
+
+
+def _json_ready(value: Any) -> Any:
+    """JSON has no NaN and no infinity; null stands for them."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def hint(text: str) -> None:
+    """A line for a person on stderr, such as what to do next."""
+    if not (asked("quiet") or asked("json")):
+        click.echo(text, err=True)
+
+
+def error_document(error: Exception, message: str | None = None) -> dict[str, Any]:
+    """An error for scripts."""
+    code = getattr(error, "exit_code", 1)
+    return {"error": {"kind": type(error).__name__, "message": message or str(error), "exit_code": code}}
