@@ -27,7 +27,7 @@ def block_width(p: int) -> int:
 def slab_rows(columns: int, itemsize: int, slab_bytes: int = CACHE_BYTES) -> int:
     """Rows of a slab: cache-sized, and for wide R enough of them that the block reflectors stay efficient."""
     by_cache = slab_bytes // max(1, columns * itemsize)
-    return int(max(64, columns // 16, min(by_cache, 16384)))
+    return int(max(64, columns // 4, min(by_cache, 16384)))
 
 
 @dataclass
