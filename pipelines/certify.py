@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.methods.tsqr import Measured, Solution
+from pipelines.methods.problem import Measured, Solution
 from pipelines.small.backward import U, forward_bounds
 
 SHOWN = 8

@@ -96,7 +96,7 @@ class ChunkFiles:
     def _fill(self, handle: int, key: str, target: np.ndarray, first: int) -> None:
         """Fill a contiguous target from the file's element `first` on; the GIL is released meanwhile."""
         view, offset = memoryview(target.reshape(-1).view(np.uint8)), first * target.itemsize
-        while len(view):
+        while view.nbytes:
             count = os.preadv(handle, [view], offset)
             if count == 0:
                 raise self.damaged(key, f"it ends {len(view):,} bytes too early")

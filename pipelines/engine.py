@@ -16,7 +16,7 @@ import dask.threaded
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from pipelines.errors import BadData, Interrupted, RunFailed
+from pipelines.errors import BadData, RunFailed
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.passes.base import Pass
 from pipelines.progress import Listener, PassFinished, PassProgress, PassStarted
@@ -161,14 +161,6 @@ def graph_of(arrays: Sequence[Any]) -> Graph:
     return graph
 
 
-def tree_depth(spans: int, fan_in: int) -> int:
-    """Levels of merges above `spans` leaves."""
-    depth = 0
-    while spans > 1:
-        spans, depth = -(-spans // fan_in), depth + 1
-    return depth
-
-
 class Meter:
     """How far a pass is, from what its tasks say; a span that runs twice counts once."""
 
@@ -295,10 +287,8 @@ class Engine:
             self._wait(future, meter)
             result: tuple[Any, Tally] = future.result()
             return result
-        except BaseException as error:
+        except BaseException:
             self.client.cancel([future], force=True)
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted("Interrupted. Nothing was written; run the job again when you like.") from None
             raise
         finally:
             self.client.unsubscribe_topic(run)

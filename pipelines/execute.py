@@ -17,7 +17,7 @@ from pipelines.jobs import LeastSquares
 from pipelines.layout import Layout
 from pipelines.matrix import Source, Span, System
 from pipelines.methods import tsqr
-from pipelines.methods.tsqr import Problem, Solution
+from pipelines.methods.problem import Problem, Solution
 from pipelines.plan import Plan, Resources, layout_of, plan_of, this_machine
 from pipelines.progress import Listener, ignore
 from pipelines.rates import load_rates
@@ -41,7 +41,6 @@ def run(
         BadData: the input is missing, damaged, not finite, or its shapes disagree.
         PlanRefused: it cannot fit, or the output cannot be written.
         RunFailed: workers died again and again, or nothing moved for `no_progress_timeout`.
-        Interrupted: Ctrl-C; nothing was written.
     """
     began = time.monotonic()
     client = client or _current_client()
@@ -51,6 +50,8 @@ def run(
     resources = resources or (_resources_of(client) if client else this_machine())
     plan = plan_of(job, inputs, layout, resources, load_rates())
     staging = None if job.output is None else Staging(job.output, run_id, overwrite=job.overwrite)
+    if staging is not None:
+        staging.need_space(_result_bytes(job, layout))
     engine = Engine(client, listener, job.no_progress_timeout, resources.threads)
     try:
         with one_blas_thread():
@@ -62,6 +63,14 @@ def run(
         if staging is not None:
             staging.discard()
         raise
+
+
+def _result_bytes(job: LeastSquares, layout: Layout) -> int:
+    """What the result takes on a disk, and a mebibyte for what describes it."""
+    shape = layout.shape
+    n = shape.rows if shape.wide else shape.columns
+    numbers = n * shape.k + ("R" in job.arrays) * shape.columns**2
+    return numbers * _answer_dtype(job, layout).itemsize + 2**20
 
 
 def _current_client() -> Any:

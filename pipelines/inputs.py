@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,8 @@ def _must_agree(found: int, m: int, name: str, what: str) -> None:
     if found != m:
         raise BadData(
             f"The {name} has {found:,} {what} and the matrix has {m:,} rows; they have to be the same. "
-            f"Check that both were written from the same data, or choose a part with `{name}: {{url: …, rows: [0, {min(found, m)}]}}`."
+            "Check that both were written from the same data, or choose a part with "
+            f"`{name}: {{url: …, rows: [0, {min(found, m)}]}}`."
         )
 
 
@@ -186,7 +188,7 @@ def _given_spans(A: Source) -> tuple[Span, ...]:
         size, stop = size + rows, stop + rows
     if stop > stops[-1]:
         stops.append(stop)
-    return tuple(Span(i, start, end) for i, (start, end) in enumerate(zip(stops, stops[1:], strict=False)))
+    return tuple(Span(i, start, end) for i, (start, end) in enumerate(pairwise(stops)))
 
 
 def _is_vector(rhs: Any, infos: dict[str, storage.ArrayInfo]) -> bool:

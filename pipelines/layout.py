@@ -120,6 +120,20 @@ def factor_flops(rows: int, p: int, t: int) -> float:
     return 2.0 * rows * p * p + 4.0 * rows * p * t
 
 
+def tree_depth(spans: int, fan_in: int) -> int:
+    """Levels of merges above `spans` leaves."""
+    return len(tree_levels(spans, fan_in))
+
+
+def tree_levels(spans: int, fan_in: int) -> list[int]:
+    """Merges of each level of the tree, from the leaves up."""
+    levels = []
+    while spans > 1:
+        spans = -(-spans // fan_in)
+        levels.append(spans)
+    return levels
+
+
 def _block_rows(shape: Shape) -> int:
     row, chunk = max(1, shape.row_bytes), max(1, shape.chunk[0])
     wanted = max(1, BLOCK_BYTES // row)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,16 +86,13 @@ class Stored:
 
     def identity(self, start: int, stop: int) -> int:
         reader = storage.reader(self.info.url, self.fill_missing, self.run)
-        if self.picked:
-            low, high = min(self.columns, default=0), max(self.columns, default=-1) + 1
-            return (
-                reader.identity(slice(self.rows[0] + start, self.rows[0] + stop), slice(low, high))
-                if not self.transposed
-                else 0
-            )
-        if self.transposed:
-            return reader.identity(slice(*self.rows), slice(self.columns[0] + start, self.columns[0] + stop))
-        return reader.identity(slice(self.rows[0] + start, self.rows[0] + stop), slice(*self.columns))
+        low, high = (min(self.columns, default=0), max(self.columns, default=-1) + 1) if self.picked else self.columns
+        whole = slice(*self.rows), slice(low, high)
+        if not self.transposed:
+            return reader.identity(slice(self.rows[0] + start, self.rows[0] + stop), whole[1], within=whole)
+        if self.picked:  # the columns of a task may lie anywhere, so the first task answers for all
+            return reader.identity(*whole, within=whole) if start == 0 else 0
+        return reader.identity(whole[0], slice(low + start, low + stop), within=whole)
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ class Block:
         height = self.slab.a.shape[0]
         count = max(1, -(-height // rows))
         bounds = [height * i // count for i in range(count + 1)]
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in pairwise(bounds):
             if low < high:
                 yield self._cut(low, high)
 
@@ -224,7 +222,11 @@ class System:
 
     def _read(self, start: int, stop: int, out: np.ndarray | None) -> tuple[Slab, Tally]:
         b = None if self.b is None else self.b.read(start, stop)
-        w = None if self.weights is None else _weights(self.weights.read(start, stop), start)
+        w = (
+            None
+            if self.weights is None
+            else square_roots(self.weights.read(start, stop), start, may_be_nan=self.omit_rows)
+        )
         slab = Slab(self.A.read(start, stop, out), b, w, start)
         return slab, Tally(stop - start, identity=self._identity(start, stop))
 
@@ -266,8 +268,10 @@ class System:
 
 
 def finite_rows(slab: Slab) -> np.ndarray | None:
-    """Which rows are finite in A and b, or None when all are: a sum tells that at the speed of memory."""
+    """Which rows are finite in A, b and the weights, or None when all are: a sum tells that at the speed of memory."""
     parts = [part for part in (slab.a, slab.b) if part is not None and part.dtype.kind in "fc"]
+    if slab.w is not None:
+        parts.append(slab.w[:, None])
     with np.errstate(over="ignore", invalid="ignore"):
         if all(np.isfinite(part.sum(dtype=np.result_type(part.dtype, np.float64))) for part in parts):
             return None
@@ -277,10 +281,10 @@ def finite_rows(slab: Slab) -> np.ndarray | None:
     return good
 
 
-def _weights(w: np.ndarray, start: int) -> np.ndarray:
+def square_roots(w: np.ndarray, start: int, *, may_be_nan: bool) -> np.ndarray:
     """Square roots of observation weights (rows, 1) → (rows,)."""
     w = w[:, 0].astype(np.float64)
-    wrong = np.flatnonzero(~(np.isfinite(w) & (w >= 0)))
+    wrong = np.flatnonzero(~((np.isfinite(w) & (w >= 0)) | (np.isnan(w) & may_be_nan)))
     if len(wrong):
         raise BadData(
             f"The weight of row {start + int(wrong[0])} is {w[wrong[0]]}; weights have to be finite and not negative. "

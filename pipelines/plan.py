@@ -6,14 +6,13 @@ import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipelines.engine import tree_depth
 from pipelines.errors import PlanRefused
 from pipelines.inputs import Inputs, open_inputs
 from pipelines.jobs import LeastSquares
-from pipelines.layout import Layout, factor_flops, lay_out
+from pipelines.layout import Layout, factor_flops, lay_out, tree_depth, tree_levels
 from pipelines.methods.options import Tsqr
 from pipelines.rates import Rates, load_rates
-from pipelines.units import format_bytes
+from pipelines.units import counted, format_bytes
 
 IDLE_BYTES = 190 * 2**20
 """Resident memory of a worker that has imported NumPy, SciPy, Zarr and Dask and does nothing."""
@@ -122,19 +121,33 @@ def plan_of(job: LeastSquares, inputs: Inputs, layout: Layout, resources: Resour
     shape = inputs.shape
     m, n = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
     passes = tuple(_pass(name, flops, layout, resources, rates) for name, flops in _steps(job, layout))
-    small = _small_seconds(layout, job.verify)
     info = inputs.infos.get("matrix")
     plan = Plan(
-        kind=job.kind, method="tsqr", reason=_reason(job, layout), shape=(m, n, shape.k), dtype=str(inputs.A.dtype),
+        kind=job.kind,
+        method="tsqr",
+        reason=_reason(job, layout),
+        shape=(m, n, shape.k),
+        dtype=str(inputs.A.dtype),
         orientation="wide" if shape.wide else "tall",
-        chunks=None if info is None else (info.chunks[0], info.chunks[1] if len(info.chunks) > 1 else 1),
-        shards=info.shards if info else None, passes=passes, spans=layout.span_count, span_rows=layout.span_rows,
-        block_rows=layout.block_rows, slab_rows=layout.slab_rows, tasks=sum(one.tasks for one in passes),
-        bytes=sum(one.bytes for one in passes), flops=sum(one.flops for one in passes),
-        seconds=sum(one.seconds for one in passes) + small, peak_bytes_per_worker=peak_bytes(job, layout, resources.threads),
-        memory_bytes_per_worker=resources.memory_bytes, workers=resources.workers, threads=resources.threads,
-        rates=rates.source, warnings=tuple(_warnings(job, inputs, layout)), key=_key(job, layout),
-    )  # fmt: skip
+        chunks=None if info is None else (info.chunks[0], info.chunks[1]),
+        shards=info.shards if info else None,
+        passes=passes,
+        spans=layout.span_count,
+        span_rows=layout.span_rows,
+        block_rows=layout.block_rows,
+        slab_rows=layout.slab_rows,
+        tasks=sum(one.tasks for one in passes),
+        bytes=sum(one.bytes for one in passes),
+        flops=sum(one.flops for one in passes),
+        seconds=sum(one.seconds for one in passes) + _small_seconds(layout, job.verify),
+        peak_bytes_per_worker=peak_bytes(job, layout, resources.threads),
+        memory_bytes_per_worker=resources.memory_bytes,
+        workers=resources.workers,
+        threads=resources.threads,
+        rates=rates.source,
+        warnings=tuple(_warnings(job, inputs, layout)),
+        key=_key(job, layout),
+    )
     _refuse(job, inputs, layout, plan)
     return plan
 
@@ -159,7 +172,7 @@ def _pass(name: str, flops: float, layout: Layout, resources: Resources, rates: 
     shape, spans = layout.shape, layout.span_count
     size = shape.rows * shape.row_bytes * layout.amplification
     fan_in = layout.fan_in if name == "factor" else 8
-    merges = sum(_levels(spans, fan_in))
+    merges = sum(tree_levels(spans, fan_in))
     speed = rates.factor_flops_per_second(layout.p) if name == "factor" else rates.gemm_flops_per_second() / 10
     cores = max(1, min(resources.workers * resources.threads, spans))
     rounds = -(-spans // cores) / max(spans, 1)
@@ -168,15 +181,6 @@ def _pass(name: str, flops: float, layout: Layout, resources: Resources, rates: 
     tree = tree_depth(spans, fan_in) * (fan_in - 1) * merging
     seconds = reading + arithmetic + tree + (spans + merges) * rates.task_seconds
     return PassPlan(name, size, flops, spans + merges, seconds, "reading" if reading > arithmetic else "arithmetic")
-
-
-def _levels(spans: int, fan_in: int) -> list[int]:
-    """Merges of each level of the tree."""
-    levels = []
-    while spans > 1:
-        spans = -(-spans // fan_in)
-        levels.append(spans)
-    return levels
 
 
 def _small_seconds(layout: Layout, verify: bool) -> float:
@@ -203,75 +207,73 @@ def peak_bytes(job: LeastSquares, layout: Layout, threads: int) -> int:
 
 
 def _reason(job: LeastSquares, layout: Layout) -> str:
-    s = layout.shape
-    chosen = (
-        "asked for by the job file"
-        if isinstance(job.method, Tsqr)
-        else "as accurate as LAPACK at any condition number, in one pass"
-    )
-    side = f"R is {layout.p:,} × {layout.p:,}, {format_bytes(layout.p**2 * s.dtype.itemsize)}"
-    return f"{chosen}; {'rows of Aᴴ are read, since A is wide; ' if s.wide else ''}{side}"
+    why = "as accurate as LAPACK at any condition number, in one pass"
+    if isinstance(job.method, Tsqr):
+        why = "asked for by the job file"
+    wide = "rows of Aᴴ are read, since A is wide; " if layout.shape.wide else ""
+    size = format_bytes(layout.p**2 * layout.shape.dtype.itemsize)
+    return f"{why}; {wide}R is {layout.p:,} × {layout.p:,}, {size}"
 
 
 def _warnings(job: LeastSquares, inputs: Inputs, layout: Layout) -> list[str]:
     found = []
-    unchecked = [name for name, info in inputs.infos.items() if not info.checksums]
-    if unchecked:
-        verb = "carry" if len(unchecked) > 1 else "carries"
+    if unchecked := _without_checksums(inputs):
         found.append(
-            f"The {' and the '.join(unchecked)} {verb} no checksums: damage to stored bytes could go unseen. Write with "
-            "a CRC-32C codec to have it found, and set `require: {checksums: true}` to insist."
+            f"The {' and the '.join(unchecked)} {'carry' if len(unchecked) > 1 else 'carries'} no checksums: damage to "
+            "stored bytes could go unseen. Write with a CRC-32C codec to have it found, and set "
+            "`require: {checksums: true}` to insist."
         )
     if layout.amplification > 1:
+        size = format_bytes(layout.shape.chunk[0] * layout.shape.row_bytes)
         found.append(
-            f"A row of chunks is {format_bytes(layout.shape.chunk[0] * layout.shape.row_bytes)}: each chunk is decoded "
-            f"{layout.amplification} times in a pass. Fewer rows per chunk would avoid that."
+            f"A row of chunks is {size}: each chunk is decoded {layout.amplification} times in a pass. Fewer rows per "
+            "chunk would avoid that."
         )
     if not job.verify:
         found.append("verify is false: the answer comes without a certificate of its error.")
     return found
 
 
+def _without_checksums(inputs: Inputs) -> list[str]:
+    return [name for name, info in inputs.infos.items() if not info.checksums]
+
+
 def _refuse(job: LeastSquares, inputs: Inputs, layout: Layout, plan: Plan) -> None:
-    unchecked = [name for name, info in inputs.infos.items() if not info.checksums]
+    unchecked = _without_checksums(inputs)
     if job.require.checksums and unchecked:
+        verb, them = ("carry", "them") if len(unchecked) > 1 else ("carries", "it")
         raise PlanRefused(
-            f"The job requires checksums, and the {' and the '.join(unchecked)} "
-            f"{'carry' if len(unchecked) > 1 else 'carries'} none. Write {'them' if len(unchecked) > 1 else 'it'} again "
-            "with a CRC-32C codec, or take `checksums` out of `require`."
+            f"The job requires checksums, and the {' and the '.join(unchecked)} {verb} none. Write {them} again with a "
+            "CRC-32C codec, or take `checksums` out of `require`."
         )
     if layout.amplification > MOST_DECODED:
         chunk = layout.shape.chunk
         raise PlanRefused(
-            f"Chunks of {chunk[0]:,} rows × {chunk[1]:,} columns would be decoded {layout.amplification} times in each pass, "
-            f"since all {layout.shape.columns:,} columns of so many rows ({format_bytes(chunk[0] * layout.shape.row_bytes)}) "
-            f"are too much to hold. Write the array in chunks of at most {layout.block_rows:,} rows."
+            f"Chunks of {chunk[0]:,} rows × {chunk[1]:,} columns would be decoded {layout.amplification} times in each "
+            f"pass, since all {layout.shape.columns:,} columns of so many rows "
+            f"({format_bytes(chunk[0] * layout.shape.row_bytes)}) are too much to hold. Write the array in chunks of at "
+            f"most {layout.block_rows:,} rows."
         )
     if plan.peak_bytes_per_worker > plan.memory_bytes_per_worker:
         raise PlanRefused(_too_large(job, layout, plan))
 
 
 def _too_large(job: LeastSquares, layout: Layout, plan: Plan) -> str:
-    states = layout.p * (layout.p + layout.t) * layout.shape.dtype.itemsize
-    blocks = layout.block_bytes
+    needed, there = plan.peak_bytes_per_worker, plan.memory_bytes_per_worker
+    states, blocks = layout.p * (layout.p + layout.t) * layout.shape.dtype.itemsize, layout.block_bytes
     found = (
-        f"A worker would need {format_bytes(plan.peak_bytes_per_worker)} and has "
-        f"{format_bytes(plan.memory_bytes_per_worker)}: {plan.threads} thread{'s' if plan.threads > 1 else ''} with reads of "
-        f"{format_bytes(blocks)} and triangles of {format_bytes(states)} each. "
+        f"A worker would need {format_bytes(needed)} and has {format_bytes(there)}: {counted(plan.threads, 'thread')} "
+        f"with reads of {format_bytes(blocks)} and triangles of {format_bytes(states)} each. "
     )
-    if plan.threads > 1:
-        one = peak_bytes(job, layout, 1)
-        if one <= plan.memory_bytes_per_worker:
-            return found + f"Use one thread per worker ({format_bytes(one)})."
+    one = peak_bytes(job, layout, 1)
+    if plan.threads > 1 and one <= there:
+        return found + f"Use one thread per worker ({format_bytes(one)})."
     if blocks > states:
-        rows = max(1, layout.block_rows * plan.memory_bytes_per_worker // (2 * plan.peak_bytes_per_worker))
+        rows = max(1, layout.block_rows * there // (2 * needed))
         return found + (
-            f"Give each worker at least {format_bytes(plan.peak_bytes_per_worker)}, or write the array in chunks of about "
-            f"{rows:,} rows."
+            f"Give each worker at least {format_bytes(needed)}, or write the array in chunks of about {rows:,} rows."
         )
-    return (
-        found + f"Give each worker at least {format_bytes(plan.peak_bytes_per_worker)}; use fewer and larger workers."
-    )
+    return found + f"Give each worker at least {format_bytes(needed)}: use fewer and larger workers."
 
 
 def _key(job: LeastSquares, layout: Layout) -> str:

@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Rates:
         """The rate of the sweep at this many columns, between the measured ones on logarithmic axes."""
         points = [(math.log(n), math.log(rate * 1e9)) for n, rate in self.factor_gflops]
         x = min(max(math.log(max(columns, 1)), points[0][0]), points[-1][0])
-        for (left, low), (right, high) in zip(points, points[1:], strict=False):
+        for (left, low), (right, high) in pairwise(points):
             if x <= right:
                 return math.exp(low + (high - low) * (x - left) / (right - left))
         return math.exp(points[-1][1])

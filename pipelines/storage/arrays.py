@@ -97,12 +97,13 @@ def _members(url: str) -> str:
     """When `url` is a group: which arrays it holds, since one of them is probably meant."""
     try:
         names = sorted(name for name, _ in zarr.open_group(open_store(url), mode="r").arrays())
-    except Exception:  # it is no group either, so there is nothing to suggest
+    except Exception:  # noqa: BLE001  # whatever it is, it is no group either, so there is nothing to suggest
         return " Give the path of an array, not of a file or folder that holds something else."
     return f" It is a group; its arrays are: {', '.join(names) or 'none'}. Give the path of one of them."
 
 
 def first_line(error: BaseException) -> str:
+    """What an error says first, without its full stop."""
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 

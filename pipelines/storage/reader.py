@@ -82,7 +82,7 @@ class Reader:
                     self.array[part]
                 except ChunkNotFoundError:
                     return self._missing(self.key(*self._stored(i, j)))
-                except Exception as cause:  # as above: any kind
+                except Exception as cause:  # noqa: BLE001  # as above: any kind
                     inner = f" (inner chunk {place})" if self.info.shards else ""
                     return BadData(
                         damaged_letter(f"{self.url}/{self.key(*self._stored(i, j))}{inner}", first_line(cause))
@@ -106,11 +106,10 @@ class Reader:
         )
 
     def _how_many(self, inner: str) -> str:
-        if inner or self.array.nchunks > COUNT_AT_MOST:
+        stored = self.array.nchunks
+        if inner or self.info.shards or stored > COUNT_AT_MOST:
             return ""
-        stored = self.array._nshards if self.info.shards else self.array.nchunks
-        present = self.array._nshards_initialized if self.info.shards else self.array.nchunks_initialized
-        return f" ({stored - present:,} of its {stored:,} chunks are missing)"
+        return f" ({stored - self.array.nchunks_initialized:,} of its {stored:,} chunks are missing)"
 
     def _check_shards(self, rows: slice, columns: slice) -> None:
         """Zarr fills the missing inner chunks of a shard that is there; its index tells which they are."""
@@ -160,8 +159,10 @@ class Reader:
             )
         return np.frombuffer(raw.to_bytes()[: 16 * count], "<u8").reshape(count, 2)
 
-    def identity(self, rows: slice, columns: slice) -> int:
+    def identity(self, rows: slice, columns: slice, within: tuple[slice, slice]) -> int:
         """A number that changes when a stored chunk that begins in this region is written again.
+
+        A chunk that begins before the window `within` that is read at all counts for the region it enters first.
 
         The sum, modulo 2¹²⁸, of a hash of each chunk's name, size and modification time (or ETag): sums of
         neighbouring regions add up, whatever the order.
@@ -169,8 +170,8 @@ class Reader:
         unit = self.info.shards or self.info.chunks
         height, width = unit[0], unit[1] if len(unit) > 1 else 1
         total = 0
-        for i in range(-(-rows.start // height), -(-rows.stop // height)):
-            for j in range(-(-columns.start // width), -(-columns.stop // width)):
+        for i in _beginning(rows, within[0], height):
+            for j in _beginning(columns, within[1], width):
                 total += _digest(self._stamp(self.key(i, j)))
         return total % 2**128
 
@@ -187,11 +188,17 @@ class Reader:
             return f"{key} missing"
 
 
+def _beginning(part: slice, whole: slice, size: int) -> range:
+    """The chunks of a size that begin in a part of a window, the first part taking what hangs over its start."""
+    first = part.start // size if part.start == whole.start else -(-part.start // size)
+    return range(first, -(-part.stop // size))
+
+
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
 @lru_cache(maxsize=16)
-def reader(url: str, fill_missing: bool, run: str) -> Reader:
+def reader(url: str, fill_missing: bool, run: str) -> Reader:  # noqa: ARG001  # `run` is part of the key
     """This process's reader of an array; `run` keeps a later job from seeing an earlier one's metadata."""
     return Reader(url, fill_missing=fill_missing)

@@ -5,6 +5,8 @@ cannot rename, the group's own metadata is written last: until then nothing can 
 """
 
 import errno
+import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,11 +18,15 @@ import numpy as np
 import obstore
 import zarr
 from zarr.codecs import Crc32cCodec
-from zarr.storage import ObjectStore
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore, ObjectStore
 
 from pipelines.errors import PlanRefused, RunFailed
 from pipelines.storage.arrays import local_path, open_store
+from pipelines.units import format_bytes
 
+LOCK = "lock"
+"""The file by which a run that is still going on can be told from one that was killed."""
 ROOT = "zarr.json"
 """The object that makes a group of what lies beside it (Zarr v3)."""
 
@@ -40,7 +46,20 @@ class Staging:
             self._check_place()
             if self.folder is not None:
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
+                _sweep(self.folder)
                 self.folder.mkdir()
+                self._lock = _locked(self.folder)
+
+    def need_space(self, size: int) -> None:
+        """Refuse what will not fit on the disk, before anything is read."""
+        if self.folder is None:
+            return
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise PlanRefused(
+                f"The result needs {format_bytes(size)} and {format_bytes(free)} are free at {self.folder.parent}. "
+                "Free some space there, or choose another output."
+            )
 
     @staticmethod
     def _hidden_folder(final: Path, run: str) -> Path:
@@ -56,7 +75,8 @@ class Staging:
             ours = taken and _is_result(self.final)
         if taken and not ours:
             raise PlanRefused(
-                f"The output {self.url} exists and is not a result of Tallgrass. Nothing was changed; choose another output."
+                f"The output {self.url} exists and is not a result of Tallgrass. Nothing was changed; choose another "
+                "output."
             )
         if taken and not self.overwrite:
             raise PlanRefused(
@@ -122,6 +142,7 @@ class Staging:
 
     def _commit_local(self, attributes: Mapping[str, Any], folder: Path) -> None:
         assert self.final is not None
+        (folder / LOCK).unlink()
         zarr.open_group(open_store(str(folder)), mode="a").attrs.update(dict(attributes))
         _flush(folder)
         final, old = (
@@ -136,14 +157,33 @@ class Staging:
         shutil.rmtree(old, ignore_errors=True)
 
     def _commit_remote(self, attributes: Mapping[str, Any]) -> None:
-        memory = zarr.storage.MemoryStore()
-        zarr.open_group(memory, mode="w").attrs.update(dict(attributes))
-        obstore.put(self._object_store(), ROOT, memory._store_dict[ROOT].to_bytes())
+        written: dict[str, Buffer] = {}
+        zarr.open_group(MemoryStore(written), mode="w").attrs.update(dict(attributes))
+        obstore.put(self._object_store(), ROOT, written[ROOT].to_bytes())
 
     def discard(self) -> None:
         """Remove what was written so far."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock)
+
+
+def _locked(folder: Path) -> int:
+    """A lock that the system takes back when this process ends, however it ends."""
+    handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs that were killed have left beside this result: folders that nobody holds the lock of."""
+    mine = folder.name.rpartition("-")[0]
+    for other in folder.parent.glob(f"{glob.escape(mine)}-*"):
+        try:
+            os.close(_locked(other))
+        except OSError:
+            continue
+        shutil.rmtree(other, ignore_errors=True)
 
 
 def write_rows(url: str, start: int, block: np.ndarray) -> None:

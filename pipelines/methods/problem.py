@@ -1,0 +1,122 @@
+"""A least-squares problem laid out for reading, its solution, and what any method has to check on the way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines.errors import BadData
+from pipelines.layout import Layout, tree_depth
+from pipelines.matrix import Source, Span, System, Tally
+from pipelines.passes.factor import Factor
+from pipelines.small.rank import Decision, Tolerance, column_norms, tolerance
+
+
+class Runs(Protocol):
+    """The engine: a pass over all spans of a system."""
+
+    def __call__(self, step: Any, system: System, spans: tuple[Span, ...]) -> tuple[Any, Tally]: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """min ‖A x − b‖² + λ‖x‖², weighted, of least norm, laid out for reading."""
+
+    system: System
+    layout: Layout
+    b: Source
+    """The right-hand sides: also rows of the system when A is tall."""
+    weights: Source | None
+    rtol: str | float
+    ridge: float
+    verify: bool
+    exact_values: bool
+    """True when the singular values are wanted, whatever they cost."""
+    target: Callable[[int, int, int], str] | None
+    """Makes room for a stored x of given rows, columns and chunk rows; None keeps x in memory."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a second read says about x, one number for each right-hand side."""
+
+    rss: np.ndarray
+    """‖b − A x‖², (k,)."""
+    backward: np.ndarray
+    """‖ΔA‖_F / ‖A‖_F of the nearest problem that x solves, (k,)."""
+    scaled_backward: np.ndarray
+    """The same for columns scaled to norm one, relative to the 2-norm, (k,)."""
+    norm_x: np.ndarray
+    """‖D⁻¹x‖ in those variables, (k,)."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """x with all that its certificate needs."""
+
+    x: np.ndarray | None
+    """(n, k), or None when it was stored at the target."""
+    rss: np.ndarray
+    """‖b − A x‖² (weighted), (k,), measured or from the factor."""
+    b_norm: np.ndarray
+    decision: Decision
+    R: np.ndarray
+    a_norm: float
+    """‖A‖_F."""
+    scaled_largest: float
+    """‖A D‖₂."""
+    measured: Measured | None
+    refined: bool
+    rows: int
+    omitted: int
+    uneven_rows: float | None
+    """Largest over smallest row norm, when it was measured."""
+    identity: tuple[int, int, int]
+
+
+def factor_pass(layout: Layout) -> Factor:
+    """The pass that factors, with the sizes of the layout."""
+    dtype = layout.shape.dtype
+    return Factor(layout.p, layout.t, dtype, layout.slab_rows, layout.group, layout.fan_in, layout.block)
+
+
+def tolerance_of(problem: Problem, rows: int) -> Tolerance:
+    """Whose rule decides the rank, for a system of so many rows."""
+    layout = problem.layout
+    return tolerance(problem.rtol, rows, layout.shape.columns, tree_depth(layout.span_count, layout.fan_in))
+
+
+def check(tally: Tally, *, wide: bool = False) -> None:
+    """Raises BadData when a pass has met NaN or infinity."""
+    if tally.bad:
+        assert tally.first is not None
+        row, column, name = tally.first
+        raise BadData(not_finite(tally.bad, (column, row, name) if wide else (row, column, name)))
+
+
+def not_finite(count: int, first: tuple[int, int, str]) -> str:
+    """The letter about NaN and infinity; `first` is a row, a column, and the array they are in."""
+    row, column, name = first
+    others = "1 entry" if count == 1 else f"{count:,} entries"
+    return (
+        f"{others} of the matrix and the right-hand side are NaN or infinite; the first is at row {row:,}, column "
+        f"{column:,} of the {name} (counted from 0). Set `nan: omit_rows` in the job file to leave such rows out, "
+        "or clean the data."
+    )
+
+
+def unchanged(first: Tally, later: Tally) -> None:
+    """Raises BadData when a later pass has met other chunks than the first."""
+    names = ("matrix", "rhs", "weights")
+    changed = [name for name, a, b in zip(names, first.identity, later.identity, strict=True) if a != b]
+    if changed:
+        raise BadData(
+            f"The {' and the '.join(changed)} changed in the store while the job was reading: chunks were written "
+            "between the first pass and a later one. Run the job again when nobody writes."
+        )
+
+
+def frobenius(R: np.ndarray) -> float:
+    """‖R‖_F = ‖A‖_F, without overflow or underflow."""
+    return float(np.linalg.norm(column_norms(R)))

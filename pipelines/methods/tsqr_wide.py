@@ -1,0 +1,119 @@
+"""Minimum norm for a wide A, from the same factor: rows of Aᴴ are read, and Aᴴ = QR.
+
+Demmel & Higham 1993 (underdetermined systems): x = Aᴴ R⁻¹ R⁻ᴴ b is as accurate as the method that forms Q, but its
+residual is not small until one step of refinement has been taken.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from pipelines.errors import BadData
+from pipelines.kernels.sweep import squares
+from pipelines.matrix import Tally, square_roots
+from pipelines.methods.problem import (
+    Measured,
+    Problem,
+    Runs,
+    Solution,
+    check,
+    factor_pass,
+    frobenius,
+    not_finite,
+    tolerance_of,
+    unchanged,
+)
+from pipelines.passes.combine import Combine, Combined
+from pipelines.passes.mask import Mask
+from pipelines.small.backward import U
+from pipelines.small.inverse import Inverse, MinimumNorm, decide, with_ridge
+from pipelines.small.rank import Decision
+
+
+def solve_wide(problem: Problem, engine: Runs) -> Solution:
+    """Minimum norm through Aᴴ = QR: x = Aᴴ y with (RᴴR) y = b, y refined once against the A x that it gives."""
+    problem, b, omitted = _equations(problem, engine)
+    layout, spans = problem.layout, problem.layout.spans
+    triangle, tally = engine(factor_pass(layout), problem.system, spans)
+    check(tally, wide=True)
+    plain = triangle.R
+    triangle = with_ridge(triangle, problem.ridge) if problem.ridge else triangle
+    decision, inverse = _decide_wide(problem, triangle.R, layout.shape.rows)
+    y = inverse.normal(b)
+    if problem.verify:
+        first = _combine(problem, engine, y, tally, keep=False)
+        y = y + inverse.normal(b - first.Ax - problem.ridge * y)
+    last = _combine(problem, engine, y, tally, keep=True)
+    r = b - last.Ax
+    solution = Solution(
+        x=_assembled(last, problem, b.shape[1]), rss=squares(r), b_norm=np.linalg.norm(b, axis=0), decision=decision,
+        R=plain, a_norm=frobenius(plain), scaled_largest=decision.largest, measured=None, refined=problem.verify,
+        rows=layout.shape.columns - omitted, omitted=omitted, uneven_rows=None, identity=tally.identity,
+    )  # fmt: skip
+    if not problem.verify:
+        return solution
+    return replace(solution, measured=_measured_wide(triangle.R, r - problem.ridge * y, last, decision))
+
+
+def _equations(problem: Problem, engine: Runs) -> tuple[Problem, np.ndarray, int]:
+    """The right-hand sides (m, k), weighted, equations with NaN left out where the job says so, and how many were."""
+    shape, system = problem.layout.shape, problem.system
+    m = shape.columns
+    b = problem.b.read(0, m).astype(shape.dtype)
+    weights = problem.weights
+    scale = np.ones(m) if weights is None else square_roots(weights.read(0, m), 0, may_be_nan=system.omit_rows)
+    keep = np.isfinite(b).all(axis=1) & np.isfinite(scale)
+    if system.omit_rows:
+        finite, _ = engine(Mask(m, problem.layout.slab_rows), replace(system, omit_rows=False), problem.layout.spans)
+        keep &= finite
+    elif not keep.all():
+        rows, columns = np.nonzero(~np.isfinite(b))
+        raise BadData(not_finite(len(rows), (int(rows[0]), int(columns[0]), "rhs")))
+    omitted = int(m - keep.sum())
+    by = None if problem.weights is None and not omitted else np.where(keep, scale, 0)
+    b = np.where(keep[:, None], b, 0) * (1 if by is None else by[:, None])
+    return replace(problem, system=replace(system, omit_rows=False, columns_by=by)), b, omitted
+
+
+def _decide_wide(problem: Problem, R: np.ndarray, n: int) -> tuple[Decision, Inverse]:
+    """Scaling columns of Aᴴ reweights equations, so it may show full rank, but not decide what to cut."""
+    limit = tolerance_of(problem, n)
+    decision, inverse = decide(R, limit, exact=problem.exact_values)
+    if isinstance(inverse, MinimumNorm) and limit.scaled:
+        reason = limit.reason.replace(", on columns scaled to norm one", "")
+        decision, inverse = decide(R, replace(limit, scaled=False, reason=reason), exact=problem.exact_values)
+    return decision, inverse
+
+
+def _combine(problem: Problem, engine: Runs, y: np.ndarray, tally: Tally, *, keep: bool) -> Combined:
+    layout = problem.layout
+    target = None
+    if keep and problem.target is not None:
+        target = problem.target(layout.shape.rows, y.shape[1], layout.span_rows)
+    step = Combine(y, layout.shape.dtype, layout.slab_rows, keep, target)
+    combined: Combined
+    combined, seen = engine(step, problem.system, layout.spans)
+    unchanged(tally, seen)
+    return combined
+
+
+def _assembled(last: Combined, problem: Problem, k: int) -> np.ndarray | None:
+    if problem.target is not None:
+        return None
+    return np.concatenate(last.pieces) if last.pieces else np.zeros((0, k), problem.layout.shape.dtype)
+
+
+def _measured_wide(R: np.ndarray, r: np.ndarray, last: Combined, decision: Decision) -> Measured:
+    """‖(AᴴA + ω²I)^(-1/2) Aᴴ r‖ = ‖diag(s/√(s² + ω²)) Vᴴ r‖ with R = U S Vᴴ, since A = Rᴴ Qᴴ; at full rank ≈ ‖r‖."""
+    norm_r, norm_x = np.linalg.norm(r, axis=0), np.sqrt(last.xx)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        omega = np.where(norm_x > 0, norm_r / norm_x, np.inf)
+    absolute = omega.copy()
+    if decision.rank < R.shape[0]:
+        _, s, Vh = np.linalg.svd(R)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            part = np.linalg.norm(s[:, None] / np.sqrt(s[:, None] ** 2 + omega**2) * (Vh @ r), axis=0)
+            absolute = np.where(norm_r > 0, omega * part / norm_r, 0.0)
+    absolute = np.where(norm_x > 0, absolute, 0.0)
+    backward, scaled = absolute / (frobenius(R) or 1.0), absolute / (decision.largest or 1.0)
+    return Measured(norm_r**2, np.maximum(backward, U), np.maximum(scaled, U), norm_x)
