@@ -1,0 +1,189 @@
+"""The doctor: one finding per thing that can be wrong, each with its advice."""
+
+import sys
+import time
+
+import pytest
+
+from pipelines.errors import RunFailed
+from pipelines.rates import NOMINAL, load_rates
+from workers import doctor
+from workers.clusters import Local, open_cluster
+from workers.clusters.machine import Machine
+from workers.doctor import Finding, examine, examine_cluster
+
+
+@pytest.fixture(scope="module")
+def client():
+    with open_cluster(Local(processes=1, memory="400 MiB", dashboard=False)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def findings() -> dict[str, Finding]:
+    return {finding.name: finding for finding in examine()}
+
+
+def test_everything_is_looked_at(findings):
+    assert list(findings) == [
+        *("Python", "packages", "import names", "LAPACK", "cores and memory"),
+        *("a worker", "scratch disk", "huge pages", "rates for plans"),
+    ]
+
+
+def test_a_finding_that_is_not_ok_comes_with_advice(findings):
+    assert all(finding.detail for finding in findings.values())
+    assert all(finding.advice for finding in findings.values() if not finding.ok)
+
+
+def test_this_installation_is_well(findings):
+    assert findings["Python"].ok
+    assert findings["import names"].ok
+    assert findings["LAPACK"].ok
+    assert "zarr 3." in findings["packages"].detail
+
+
+def test_a_worker_is_started_and_has_one_blas_thread(findings):
+    assert findings["a worker"].ok
+    assert "one BLAS thread per task, huge pages asked for" in findings["a worker"].detail
+
+
+def test_memory_is_told_as_the_local_cluster_would_use_it(findings):
+    assert "of memory" in findings["cores and memory"].detail
+    assert "by default" in findings["cores and memory"].detail
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(doctor, "_installed", lambda name: None if name == "obstore" else "1.0")
+    finding = doctor._packages()
+    assert not finding.ok
+    assert "obstore missing" in finding.detail
+    assert finding.advice == "Install obstore: pip install tallgrass"
+
+
+def test_an_old_python_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 11, 7))
+    assert not doctor._python().ok
+    assert doctor._python().advice == "Use Python 3.12 or newer."
+
+
+def test_another_package_with_our_import_names_is_found(monkeypatch):
+    monkeypatch.setattr(doctor, "packages_distributions", lambda: {"workers": ["tallgrass", "cloudflare-workers"]})
+    finding = doctor._import_names()
+    assert not finding.ok
+    assert "from the distributions cloudflare-workers" in finding.detail
+    assert "an environment of its own" in finding.advice
+
+
+def test_a_scipy_with_another_signature_is_said(monkeypatch):
+    monkeypatch.setattr("pipelines.kernels.lapack.releases_the_gil", lambda: False)
+    assert not doctor._lapack().ok
+    assert "right answers, slower with many threads" in doctor._lapack().detail
+
+
+def test_a_machine_that_is_full_is_said(monkeypatch):
+    full = Machine(cores=2, memory_bytes=2**30, available_bytes=2**20)
+    monkeypatch.setattr(doctor, "this_machine", lambda: full)
+    monkeypatch.setattr("workers.clusters.local.this_machine", lambda: full)
+    finding = doctor._machine()
+    assert not finding.ok
+    assert "2 cores, 1.0 GiB of memory, 1.0 MiB free; by default 1 worker with 256 MiB each" in finding.detail
+
+
+def test_a_full_disk_is_said(monkeypatch):
+    monkeypatch.setattr(doctor, "SCRATCH_BYTES", 2**70)
+    assert not doctor._scratch().ok
+    assert "name another folder as `scratch`" in doctor._scratch().advice
+
+
+def test_huge_pages_that_are_off_or_unknown_are_said(tmp_path):
+    setting = tmp_path / "enabled"
+    assert "not known on this system" in doctor._huge_pages(setting).detail
+    setting.write_text("always madvise [never]\n")
+    assert not doctor._huge_pages(setting).ok
+    assert "the kernel offers them: never" in doctor._huge_pages(setting).detail
+
+
+def test_rates_that_were_not_measured_are_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not doctor._rates().ok
+    assert doctor._rates().detail == "nominal"
+    assert "tallgrass doctor --calibrate" in doctor._rates().advice
+
+
+def test_calibrating_keeps_the_rates(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pipelines.rates.measure_rates", lambda: NOMINAL)
+    assert doctor.calibrate() == load_rates() == NOMINAL
+
+
+def test_a_check_that_breaks_is_a_finding():
+    def _broken() -> Finding:
+        raise ZeroDivisionError("of a kind")
+
+    def _letter() -> Finding:
+        raise RunFailed("The local cluster did not start.")
+
+    assert doctor._looked_at("odd thing", _broken) == Finding(
+        "odd thing", False, "ZeroDivisionError: of a kind", "Install Tallgrass anew: make install"
+    )
+    assert doctor._looked_at("a worker", _letter) == Finding("a worker", False, "The local cluster did not start.")
+
+
+def test_a_cluster_is_examined(client):
+    findings = {finding.name: finding for finding in examine_cluster(client)}
+    assert all(finding.ok for finding in findings.values())
+    assert findings["versions"].detail == "Python and packages are the same on client, scheduler and workers"
+    assert findings["workers"].detail == "1 with 1 threads on 1 host, at least 400 MiB each"
+    assert findings["clocks"].detail.startswith("at most ")
+    assert findings["worker processes"].detail == "one BLAS thread per task, huge pages asked for"
+
+
+def test_other_versions_on_a_cluster_are_a_finding(client, monkeypatch):
+    monkeypatch.setattr("workers.clusters.address.PACKAGES", ("dask", "no-such-package"))
+    import distributed.versions as versions
+
+    ours = versions.get_versions(packages=["dask"])
+    ours["packages"]["dask"] = "0.1"
+    monkeypatch.setattr(versions, "get_versions", lambda packages=None: ours)
+    [finding] = [finding for finding in examine_cluster(client) if finding.name == "versions"]
+    assert not finding.ok
+    assert "this process has 0.1" in finding.detail
+
+
+def test_clocks_that_differ_are_a_finding(client, monkeypatch):
+    monkeypatch.setattr(doctor, "time", Shifted())
+    finding = doctor._clocks(client)
+    assert not finding.ok
+    assert finding.advice == "Set the clocks of the machines (NTP)."
+
+
+class Shifted:
+    """A clock that is ten minutes ahead of the workers'."""
+
+    def time(self) -> float:
+        return time.time() + 600
+
+
+def test_workers_that_were_started_otherwise_are_a_finding(client, monkeypatch):
+    facts = {"blas_threads": 8, "huge_pages": False, "writes_empty_chunks": True}
+    monkeypatch.setattr(client, "run", lambda function: {"tcp://a": facts, "tcp://b": facts})
+    finding = doctor._worker_processes(client)
+    assert not finding.ok
+    assert finding.detail == "up to 8 BLAS threads per task, 2 workers without huge pages"
+    assert "Start workers with OPENBLAS_NUM_THREADS=1" in finding.advice
+
+
+def test_paused_and_unlimited_workers_are_findings(client, monkeypatch):
+    one = {"status": "paused", "memory_limit": 2**30, "nthreads": 2, "host": "a"}
+    for workers, says in [
+        ([one, one], "2 with 4 threads on 1 host, at least 1.0 GiB each, 2 paused"),
+        ([one | {"status": "running", "memory_limit": 0}], "1 with 2 threads on 1 host, no memory limit"),
+        ([], "none connected"),
+    ]:
+        known = {"workers": dict(enumerate(workers))}
+        monkeypatch.setattr(client, "scheduler_info", lambda n_workers, known=known: known)
+        finding = doctor._workers(client)
+        assert not finding.ok
+        assert finding.detail == says
+        assert finding.advice
