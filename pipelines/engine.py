@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from pipelines.errors import BadData, RunFailed
+from pipelines.failures import cluster_state, explain
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.passes.base import Pass
 from pipelines.progress import Listener, PassFinished, PassProgress, PassStarted
@@ -287,11 +289,15 @@ class Engine:
             self._wait(future, meter)
             result: tuple[Any, Tally] = future.result()
             return result
-        except BaseException:
-            self.client.cancel([future], force=True)
+        except BaseException as error:
+            with suppress(Exception):  # the cluster may be what failed
+                self.client.cancel([future], force=True)
+            if isinstance(error, Exception):
+                raise explain(self.client, error) from error
             raise
         finally:
-            self.client.unsubscribe_topic(run)
+            with suppress(Exception):  # as above
+                self.client.unsubscribe_topic(run)
 
     def _wait(self, future: Any, meter: Meter) -> None:
         finished = threading.Event()
@@ -309,7 +315,11 @@ class Engine:
         meter.memory_bytes = max((int(worker["metrics"].get("memory", 0)) for worker in workers), default=0)
 
     def _stalled(self, name: str, seconds: float) -> str:
-        return f"Nothing has moved in the pass {name} for {format_seconds(seconds)}."
+        return (
+            f"Nothing has moved in the pass {name} for {format_seconds(seconds)}: {cluster_state(self.client)}. Look at "
+            "the workers, start others or free their memory and disk, and run the job again; if single steps take "
+            "longer than that, raise `no_progress_timeout` in the job file."
+        )
 
 
 def _forever(wait: Callable[[float], bool]) -> Iterator[None]:

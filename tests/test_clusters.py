@@ -28,7 +28,7 @@ from workers.clusters.address import check_versions
 from workers.clusters.local import SETTINGS, resources_of_local
 from workers.clusters.machine import Machine, this_machine
 from workers.clusters.spawn import ENVIRONMENT, SERVER
-from workers.failures import cluster_state, explain
+from pipelines.failures import cluster_state, explain
 
 GIB = 2**30
 ROOM = 300 * 2**20
@@ -481,7 +481,7 @@ def test_a_cluster_without_workers_is_explained():
 
 def test_paused_workers_are_said(small, monkeypatch):
     paused = [{"status": "paused", "metrics": {"memory": 95}, "memory_limit": 100}] * 2
-    monkeypatch.setattr("workers.failures.workers_now", lambda client: paused)
+    monkeypatch.setattr("pipelines.failures.workers_now", lambda client: paused)
     assert cluster_state(small) == "2 workers, all paused: memory 95 % used"
 
 

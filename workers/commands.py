@@ -109,17 +109,13 @@ def _run(job: Any, cluster: Any) -> "Result":
     from pipelines.execute import run as execute
     from pipelines.progress import Note
     from workers.clusters import dashboard_link, open_cluster
-    from workers.failures import explain
     from workers.terminal import watching
 
     spans = _spans(job, cluster)
     with watching(asked("quiet")) as listener, open_cluster(cluster, spans) as client:
         if link := dashboard_link(client):
             listener(Note(f"dashboard: {link}"))
-        try:
-            return execute(job, client=client, listener=listener)
-        except Exception as error:
-            raise explain(client, error) from error
+        return execute(job, client=client, listener=listener)
 
 
 def _spans(job: Any, cluster: Any) -> int | None:

@@ -154,7 +154,8 @@ class Staging:
             os.rename(final, old)
         os.rename(folder, final)
         _flush_folder(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        for replaced in final.parent.glob(f"{glob.escape(old.name.rpartition('-')[0])}-*"):
+            shutil.rmtree(replaced, ignore_errors=True)
 
     def _commit_remote(self, attributes: Mapping[str, Any]) -> None:
         written: dict[str, Buffer] = {}

@@ -1,12 +1,10 @@
 """What Dask logs while a cluster of ours is open: kept for explanations, not printed."""
 
 import logging
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-RECENT: deque[str] = deque(maxlen=1000)
-"""The last lines that Dask logged in this process; its nannies run here, so worker deaths are among them."""
+from pipelines.failures import RECENT
 
 ROOTS = ("distributed", "bokeh", "tornado")
 """Loggers, with all below them, whose lines mean something to developers of Dask, not to who runs a job."""

@@ -5,15 +5,18 @@ that watch over them. Those of a local cluster log in this process, those of ano
 """
 
 import re
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ClusterUnreachable, JobCancelled, RunFailed, TallgrassError
 from pipelines.units import format_bytes, format_seconds
-from workers.clusters.logs import RECENT
 
 if TYPE_CHECKING:
     from distributed import Client
+
+RECENT: deque[str] = deque(maxlen=1000)
+"""The last lines that Dask logged in this process; nannies of a local cluster run here, so deaths are among them."""
 
 ASK_SECONDS = 5.0
 """A scheduler that is well answers within milliseconds; one that does not answer by then is the explanation."""
@@ -127,7 +130,7 @@ def _without_workers(client: "Client", error: Any) -> str:
     waited = format_seconds(getattr(error, "timeout", 0) or 0)
     return (
         f'The task "{_plain(error.task)}" waited {waited} for a worker that could run it: {cluster_state(client)}. '
-        "Start workers, or free memory and disk on their machines, and run again: finished parts are kept."
+        "Start workers, or free memory and disk on their machines, and run the job again."
     )
 
 
@@ -136,9 +139,9 @@ def _cancelled(client: "Client", error: BaseException) -> TallgrassError:
     if "lost" in text or workers_now(client) is None:
         return ClusterUnreachable(
             "The connection to the scheduler was lost while the job ran. "
-            "Start the scheduler again if it died, and run again: finished parts are kept."
+            "Start the scheduler again if it died, and run the job again."
         )
-    return JobCancelled("The job's tasks were cancelled at the scheduler. Run again: finished parts are kept.")
+    return JobCancelled("The job's tasks were cancelled at the scheduler, by somebody else or by its restart. Run the job again.")
 
 
 def _plain(task: Any) -> str:
