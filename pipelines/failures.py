@@ -141,7 +141,9 @@ def _cancelled(client: "Client", error: BaseException) -> TallgrassError:
             "The connection to the scheduler was lost while the job ran. "
             "Start the scheduler again if it died, and run the job again."
         )
-    return JobCancelled("The job's tasks were cancelled at the scheduler, by somebody else or by its restart. Run the job again.")
+    return JobCancelled(
+        "The job's tasks were cancelled at the scheduler, by somebody else or by its restart. Run the job again."
+    )
 
 
 def _plain(task: Any) -> str:

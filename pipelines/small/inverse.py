@@ -75,7 +75,7 @@ def decide(R: np.ndarray, tolerance: Tolerance, *, exact: bool) -> tuple[Decisio
     rcond = ranks.reciprocal_condition(RD)
     # κ₂ ≤ n κ₁, and the estimate may be off by 3: above this bound no singular value can lie below the tolerance.
     if rcond > 10 * n * tolerance.rtol and n > 0:
-        return _full(R, RD, rcond, tolerance, exact=exact or n <= ranks.EXACT_UP_TO), FullRank(R)
+        return _full(R, RD, tolerance, exact=exact or n <= ranks.EXACT_UP_TO), FullRank(R)
     U, S, Vh = np.linalg.svd(RD)
     rank = int((tolerance.rtol * S[0] < S).sum()) if n and S[0] > 0 else 0
     decision = _decided(R, S, rank, tolerance)
@@ -85,14 +85,14 @@ def decide(R: np.ndarray, tolerance: Tolerance, *, exact: bool) -> tuple[Decisio
     return decision, MinimumNorm(D, U[:, :rank], S[:rank], Vh[:rank], N)
 
 
-def _full(R: np.ndarray, RD: np.ndarray, rcond: float, tolerance: Tolerance, *, exact: bool) -> Decision:
+def _full(R: np.ndarray, RD: np.ndarray, tolerance: Tolerance, *, exact: bool) -> Decision:
     n = R.shape[0]
     if exact:
         s, scaled = np.linalg.svd(R, compute_uv=False), np.linalg.svd(RD, compute_uv=False)
         return Decision(n, tolerance, s, s[0], s[-1], scaled[0] / scaled[-1], scaled[-1] / scaled[0], None)
-    largest = ranks.largest_singular_value(R)
-    smallest = largest * ranks.reciprocal_condition(R)
-    return Decision(n, tolerance, None, largest, smallest, 1 / rcond, rcond, None)
+    largest, smallest = ranks.largest_singular_value(R), ranks.smallest_singular_value(R)
+    relative = ranks.smallest_singular_value(RD) / ranks.largest_singular_value(RD)
+    return Decision(n, tolerance, None, largest, smallest, 1 / relative, relative, None)
 
 
 def _decided(R: np.ndarray, S: np.ndarray, rank: int, tolerance: Tolerance) -> Decision:

@@ -50,7 +50,7 @@ def open_store(url: str) -> LocalStore | ObjectStore:
     path = local_path(url)
     if path is not None:
         return LocalStore(path)
-    options = obstore.store.ClientConfig(allow_http=_speaks_plain_http(url))
+    options: Any = {"allow_http": _speaks_plain_http(url)}
     try:
         return ObjectStore(obstore.store.from_url(url, client_options=options))
     except (ValueError, ObstoreError) as error:
