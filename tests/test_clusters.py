@@ -130,6 +130,15 @@ def test_the_dashboard_appears_on_the_first_visit(small):
         urllib.request.urlopen(link.replace("status", "nonsense"))
 
 
+def test_the_page_groups_draws_a_merge_whose_name_comes_before_its_parts(small):
+    graph = {("zzz-merge-0123abcd", 0): (sum, [("aaa-0123abcd", i) for i in range(3)])}
+    graph |= {("aaa-0123abcd", i): (abs, -i) for i in range(3)}
+    future = small.get(graph, ("zzz-merge-0123abcd", 0), sync=False)
+    assert future.result() == 3
+    with urllib.request.urlopen(dashboard_link(small).replace("status", "groups")) as page:
+        assert page.status == 200
+
+
 def test_the_state_of_a_cluster_in_one_phrase(small):
     assert cluster_state(small).startswith("2 workers running, memory ")
 

@@ -1,6 +1,7 @@
 """Dask's dashboard, built when somebody first looks at it: importing bokeh takes as long as starting a cluster."""
 
 import asyncio
+from graphlib import TopologicalSorter
 from importlib import import_module
 from typing import Any
 
@@ -28,8 +29,39 @@ class _FirstVisit:
             if self.application in others:
                 loop = asyncio.get_running_loop()
                 dashboard = await loop.run_in_executor(None, import_module, "distributed.dashboard.scheduler")
+                mend_groups_page()
                 dashboard.connect(self.scheduler.http_application, self.scheduler.http_server, self.scheduler)
                 others.remove(self.application)
+
+
+def mend_groups_page() -> None:
+    """Let the page "Groups" order its boxes by their dependencies.
+
+    It asks dask.order for that, which in Dask 2026.8 disregards the dependencies that it is given, orders by name,
+    and makes the page answer with an error 500 as soon as a merge has its turn.
+    """
+    import dask.order
+    from distributed.dashboard.components.scheduler import TaskGroupGraph
+
+    ask = TaskGroupGraph.update_layout
+    if getattr(ask, "mended", False):
+        return
+
+    def update_layout(self: Any) -> Any:
+        order, dask.order.order = dask.order.order, _by_dependencies
+        try:
+            return ask(self)
+        finally:
+            dask.order.order = order
+
+    update_layout.mended = True  # type: ignore[attr-defined]
+    TaskGroupGraph.update_layout = update_layout
+
+
+def _by_dependencies(dsk: dict[str, int], dependencies: dict[str, set[str]]) -> dict[str, int]:
+    """Groups in an order in which each comes after those that it needs; the pages draw no others."""
+    known = {name: [other for other in dependencies[name] if other in dsk] for name in dsk}
+    return {name: place for place, name in enumerate(TopologicalSorter(known).static_order())}
 
 
 class _Handler(RequestHandler):
