@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.methods.problem import Measured, Solution
-from pipelines.small.backward import U, forward_bounds
+from pipelines.methods.problem import Solution
+from pipelines.small.backward import U
 
 SHOWN = 8
 """Right-hand sides whose norms the certificate lists; all of them are in the result's arrays."""
@@ -53,7 +53,7 @@ class Certificate:
     backward_error: float | None
     """‖ΔA‖_F / ‖A‖_F of the nearest problem that x solves exactly; None when not verified."""
     forward_error_bound: float | None
-    """Bound on ‖x − x*‖ / ‖x‖ (in scaled columns); None when not verified."""
+    """Bound on ‖x − x*‖ / ‖x‖, x* being the exact solution; None when not verified."""
     correct_digits: int | None
     """Decimal digits that the bound leaves; None when not verified."""
     residual_norm: tuple[float, ...]
@@ -87,7 +87,7 @@ def certify(solution: Solution, *, wide: bool, ridge: float, warnings: tuple[str
     backward = bound = digits = None
     if measured is not None:
         backward = float(measured.backward.max(initial=U))
-        bound = float(_bounds(solution, measured, wide=wide).max(initial=0.0))
+        bound = float(measured.forward.max(initial=0.0))
         digits = correct_digits(bound)
     rss, b_norm = np.sqrt(solution.rss), solution.b_norm
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -102,17 +102,6 @@ def certify(solution: Solution, *, wide: bool, ridge: float, warnings: tuple[str
         rows_used=solution.rows, rows_omitted=solution.omitted, warnings=(*warnings, *_warnings(solution)),
     )  # fmt: skip
     return _with_statement(certificate, wide=wide, ridge=ridge)
-
-
-def _bounds(solution: Solution, measured: Measured, *, wide: bool) -> np.ndarray:
-    decision = solution.decision
-    # A minimum-norm solution tilts with the row space too, whether A is wide or deficient.
-    deficient = wide or decision.rank < solution.R.shape[0]
-    r = np.sqrt(measured.rss) if not wide or decision.rank < solution.R.shape[0] else np.zeros(len(measured.rss))
-    return forward_bounds(
-        measured.scaled_backward, decision.scaled_condition, r, solution.scaled_largest or 1.0, measured.norm_x,
-        deficient=deficient,
-    )  # fmt: skip
 
 
 def correct_digits(bound: float) -> int:

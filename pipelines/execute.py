@@ -164,7 +164,7 @@ def _arrays(job: LeastSquares, inputs: Inputs, solution: Solution) -> dict[str, 
     measured = solution.measured
     arrays = {"residual_norm": np.sqrt(solution.rss)}
     if measured is not None:
-        arrays["backward_error"] = measured.backward
+        arrays |= {"backward_error": measured.backward, "forward_error_bound": measured.forward}
     arrays = {name: array[0] if inputs.vector else array for name, array in arrays.items()}
     if solution.x is not None:
         x = solution.x.astype(_answer_dtype_of(job, solution.x), copy=False)

@@ -45,10 +45,8 @@ class Measured:
     """‖b − A x‖², (k,)."""
     backward: np.ndarray
     """‖ΔA‖_F / ‖A‖_F of the nearest problem that x solves, (k,)."""
-    scaled_backward: np.ndarray
-    """The same for columns scaled to norm one, relative to the 2-norm, (k,)."""
-    norm_x: np.ndarray
-    """‖D⁻¹x‖ in those variables, (k,)."""
+    forward: np.ndarray
+    """Bound on ‖x − x*‖ / ‖x*‖, (k,)."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,6 @@ class Solution:
     R: np.ndarray
     a_norm: float
     """‖A‖_F."""
-    scaled_largest: float
-    """‖A D‖₂."""
     measured: Measured | None
     refined: bool
     rows: int

@@ -21,9 +21,9 @@ from pipelines.methods.problem import (
 )
 from pipelines.methods.tsqr_wide import solve_wide
 from pipelines.passes.verify import Leftover, Verify
-from pipelines.small.backward import U, optimal_backward_errors
+from pipelines.small.backward import UNSEEN, U, forward_bounds, optimal_backward_errors
 from pipelines.small.inverse import Inverse, decide, with_ridge
-from pipelines.small.rank import column_scales, largest_singular_value
+from pipelines.small.rank import Decision, column_scales, largest_singular_value
 
 UNEVEN_ROWS = 1e4
 """Householder QR without row sorting loses accuracy when rows differ by more than this (Cox & Higham 1998)."""
@@ -49,12 +49,12 @@ def _solve_tall(problem: Problem, engine: Runs) -> Solution:
     x = inverse.solve(triangle.C)
     best, refined, uneven = None, False, None
     if problem.verify:
-        x, best, refined, uneven = _verified(problem, engine, triangle.R, inverse, x, tally)
+        x, best, refined, uneven = _verified(problem, engine, triangle.R, decision, inverse, x, tally)
     rss = best.rss if best else squares(plain.C - plain.R @ x) + plain.tail
     return Solution(
         x=x, rss=rss, b_norm=np.sqrt(squares(plain.C) + plain.tail), decision=decision, R=plain.R,
-        a_norm=frobenius(triangle.R), scaled_largest=_scaled_largest(triangle.R), measured=best, refined=refined,
-        rows=tally.rows, omitted=tally.omitted, uneven_rows=uneven, identity=tally.identity,
+        a_norm=frobenius(triangle.R), measured=best, refined=refined, rows=tally.rows, omitted=tally.omitted,
+        uneven_rows=uneven, identity=tally.identity,
     )  # fmt: skip
 
 
@@ -68,23 +68,22 @@ def _split(whole: Triangle, n: int) -> Triangle:
 
 
 def _verified(
-    problem: Problem, engine: Runs, R: np.ndarray, inverse: Inverse, x: np.ndarray, tally: Tally
+    problem: Problem, engine: Runs, R: np.ndarray, decision: Decision, inverse: Inverse, x: np.ndarray, tally: Tally
 ) -> tuple[np.ndarray, Measured, bool, float]:
     """x, or x with one step of refinement where that is called for and a further read finds it no worse."""
-    first, step, uneven = _leftover(problem, engine, R, inverse, x, tally)
+    first, step, uneven = _leftover(problem, engine, R, decision, inverse, x, tally)
     if not _worth_a_step(first, step, x, R, uneven):
         return x, first, False, uneven
     better = x + step
-    second, _, _ = _leftover(problem, engine, R, inverse, better, tally)
+    second, _, _ = _leftover(problem, engine, R, decision, inverse, better, tally)
     take = second.backward <= np.maximum(first.backward, 4 * U)
     x = np.where(take, better, x)
-    both = zip((second.rss, second.backward, second.scaled_backward, second.norm_x),
-               (first.rss, first.backward, first.scaled_backward, first.norm_x), strict=True)  # fmt: skip
+    both = zip((second.rss, second.backward, second.forward), (first.rss, first.backward, first.forward), strict=True)
     return x, Measured(*(np.where(take, new, old) for new, old in both)), bool(take.any()), uneven
 
 
 def _leftover(
-    problem: Problem, engine: Runs, R: np.ndarray, inverse: Inverse, x: np.ndarray, tally: Tally
+    problem: Problem, engine: Runs, R: np.ndarray, decision: Decision, inverse: Inverse, x: np.ndarray, tally: Tally
 ) -> tuple[Measured, np.ndarray, float]:
     """What a read says about x, the step that the same read offers, and how uneven the rows are."""
     shape = problem.layout.shape
@@ -94,13 +93,20 @@ def _leftover(
     unchanged(tally, seen)
     # With a ridge the problem is [A; √λ I] x ≈ [b; 0], whose residual has the further rows −√λ x.
     g, rss = left.g - problem.ridge * x, left.rss + problem.ridge * squares(x)
-    D = column_scales(R)
-    z, RD = x / D[:, None], np.asfortranarray(R * D)
     backward = optimal_backward_errors(R, g, rss, x) / (frobenius(R) or 1.0)
-    scaled = optimal_backward_errors(RD, D[:, None] * g, rss, z) / (_scaled_largest(R) or 1.0)
-    measured = Measured(left.rss, np.maximum(backward, U), np.maximum(scaled, U), np.linalg.norm(z, axis=0))
+    measured = Measured(left.rss, np.maximum(backward, U), _forward(R, decision, g, rss, x))
     uneven = (left.heaviest / left.lightest) ** 0.5 if left.lightest < np.inf else 1.0
     return measured, inverse.normal(g), uneven
+
+
+def _forward(R: np.ndarray, decision: Decision, g: np.ndarray, rss: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Bounds on the error of x from its backward error for columns scaled to norm one."""
+    if R.shape[0] == 0:
+        return np.zeros(x.shape[1])
+    D = column_scales(R) if decision.tolerance.scaled else np.ones(R.shape[0])
+    z, RD = x / D[:, None], np.asfortranarray(R * D)
+    epsilon = np.maximum(optimal_backward_errors(RD, D[:, None] * g, rss, z), UNSEEN * largest_singular_value(RD))
+    return forward_bounds(epsilon, decision, np.linalg.norm(z, axis=0), np.sqrt(rss), np.linalg.norm(x, axis=0))
 
 
 def _worth_a_step(first: Measured, step: np.ndarray, x: np.ndarray, R: np.ndarray, uneven: float) -> bool:
@@ -111,7 +117,3 @@ def _worth_a_step(first: Measured, step: np.ndarray, x: np.ndarray, R: np.ndarra
     D = column_scales(R)[:, None]
     long = np.linalg.norm(step / D, axis=0) > LONG_STEP * np.linalg.norm(x / D, axis=0)
     return bool(uneven > UNEVEN_ROWS and long.any())
-
-
-def _scaled_largest(R: np.ndarray) -> float:
-    return largest_singular_value(R * column_scales(R)) if R.shape[0] else 0.0

@@ -25,9 +25,9 @@ from pipelines.methods.problem import (
 )
 from pipelines.passes.combine import Combine, Combined
 from pipelines.passes.mask import Mask
-from pipelines.small.backward import U
+from pipelines.small.backward import UNSEEN, U, forward_bounds
 from pipelines.small.inverse import Inverse, MinimumNorm, decide, with_ridge
-from pipelines.small.rank import Decision
+from pipelines.small.rank import Decision, column_scales, largest_singular_value
 
 
 def solve_wide(problem: Problem, engine: Runs) -> Solution:
@@ -47,8 +47,8 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
     r = b - last.Ax
     solution = Solution(
         x=_assembled(last, problem, b.shape[1]), rss=squares(r), b_norm=np.linalg.norm(b, axis=0), decision=decision,
-        R=plain, a_norm=frobenius(plain), scaled_largest=decision.largest, measured=None, refined=problem.verify,
-        rows=layout.shape.columns - omitted, omitted=omitted, uneven_rows=None, identity=tally.identity,
+        R=plain, a_norm=frobenius(plain), measured=None, refined=problem.verify, rows=layout.shape.columns - omitted,
+        omitted=omitted, uneven_rows=None, identity=tally.identity,
     )  # fmt: skip
     if not problem.verify:
         return solution
@@ -115,5 +115,21 @@ def _measured_wide(R: np.ndarray, r: np.ndarray, last: Combined, decision: Decis
             part = np.linalg.norm(s[:, None] / np.sqrt(s[:, None] ** 2 + omega**2) * (Vh @ r), axis=0)
             absolute = np.where(norm_r > 0, omega * part / norm_r, 0.0)
     absolute = np.where(norm_x > 0, absolute, 0.0)
-    backward, scaled = absolute / (frobenius(R) or 1.0), absolute / (decision.largest or 1.0)
-    return Measured(norm_r**2, np.maximum(backward, U), np.maximum(scaled, U), norm_x)
+    backward = np.maximum(absolute / (frobenius(R) or 1.0), U)
+    return Measured(norm_r**2, backward, _forward(R, r, absolute, norm_x, decision))
+
+
+def _forward(R: np.ndarray, r: np.ndarray, absolute: np.ndarray, norm_x: np.ndarray, decision: Decision) -> np.ndarray:
+    """Bounds on the error of x; at full rank for equations scaled to norm one, which leaves x as it is."""
+    m = R.shape[0]
+    if m == 0:
+        return np.zeros(r.shape[1])
+    if decision.rank < m:
+        epsilon = np.maximum(absolute, UNSEEN * decision.largest)
+        return forward_bounds(epsilon, decision, norm_x, np.linalg.norm(r, axis=0), norm_x)
+    D = column_scales(R) if decision.tolerance.scaled else np.ones(m)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        epsilon = np.where(norm_x > 0, np.linalg.norm(D[:, None] * r, axis=0) / norm_x, 0.0)
+    epsilon = np.maximum(epsilon, UNSEEN * largest_singular_value(R * D))
+    scaled = replace(decision, smallest=1 / decision.scaled_inverse, tilt=1.0)
+    return forward_bounds(epsilon, scaled, norm_x, np.zeros(len(norm_x)), norm_x)

@@ -11,9 +11,12 @@ from scipy.linalg import solve_triangular
 
 from pipelines.kernels.lapack import Tpqrt
 from pipelines.kernels.sweep import block_width
+from pipelines.small.rank import Decision
 
 U = float(np.finfo(np.float64).eps) / 2
 """Unit roundoff, 1.1e-16: no backward error is claimed to be below it."""
+UNSEEN = 2 * U
+"""Backward error that the second read cannot see: its own rounding, and that of x as it is stored."""
 FEW = 4
 """Right-hand sides up to which a triangular merge each is cheaper than one SVD."""
 
@@ -53,18 +56,17 @@ def _decomposed(R: np.ndarray, g: np.ndarray, omega: np.ndarray) -> np.ndarray:
 
 
 def forward_bounds(
-    eta: np.ndarray, condition: float, r: np.ndarray, largest: float, norm_x: np.ndarray, *, deficient: bool
+    epsilon: np.ndarray, decision: Decision, norm_z: np.ndarray, r: np.ndarray, norm_x: np.ndarray
 ) -> np.ndarray:
-    """Bounds on ‖Δx‖/‖x‖, (k,), for backward errors η relative to ‖A‖₂ = `largest`.
+    """Bounds on ‖Δx‖/‖x‖, (k,), for changes of A D of norm ε, where D scales columns and z = D⁻¹x.
 
-    P.-Å. Wedin (1973): η (κ + κ² ‖r‖ / (‖A‖ ‖x‖)); one more κ when the minimum-norm solution is meant.
-    Infinite where ηκ ≥ 1: then even the rank could be another.
+    P.-Å. Wedin (1973), to first order and doubled: ‖Δx‖ ≤ ε ‖A⁺‖ (‖z‖ + ‖D⁻¹A⁺‖ ‖r‖), and for a minimum-norm
+    solution ε ‖A⁺‖ ‖D⁻¹‖ ‖x‖ on top.  Infinite where ε ‖D⁻¹A⁺‖ ≥ 1/2: then even the rank could be another.
     """
-    result = np.full(len(eta), np.inf)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        angle = np.where(norm_x > 0, r / (largest * norm_x), 0.0)
-    # 1/(1 - ηκ) is below 2 here.
-    safe = eta * condition < 0.5
-    bound = 2 * eta * ((2 if deficient else 1) * condition + condition**2 * angle)
-    result[safe] = bound[safe]
+    result = 2 * epsilon * decision.scaled_inverse
+    # 1/(1 - ε‖D⁻¹A⁺‖) is at most 2 where this is below 1; an x of nothing but zeros has no relative error.
+    some = norm_x > 0
+    change = norm_z[some] + decision.scaled_inverse * r[some] + decision.tilt * norm_x[some]
+    bound = 2 * epsilon[some] * change / ((decision.smallest or np.inf) * norm_x[some])
+    result[some] = np.where(result[some] < 1, bound, np.inf)
     return result

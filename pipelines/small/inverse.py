@@ -4,7 +4,7 @@ Both kinds of inverse also apply (AᴴA)⁺, which is what one step of refinemen
 x + (RᴴR)⁻¹ g are the corrected semi-normal equations (Björck 1987).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,31 +33,25 @@ class FullRank:
 
 @dataclass(frozen=True)
 class MinimumNorm:
-    """R D = U S Vᴴ cut after `rank` values; N (n, n − rank) spans the null space in the user's variables.
+    """R D = U S Vᴴ cut after `rank` values, and D⁻¹V = Q T with orthonormal Q (n, rank) and triangular T.
 
-    The rank is decided in scaled variables z = D⁻¹x, but the smallest x is wanted: x = D z has a part in the null
-    space D V₂, and it is taken out (twice: once leaves a trace of rounding).  Naive: wrong by 1 % and more.
+    The rank is decided in scaled variables z = D⁻¹x, but the smallest x is wanted.  Q spans the row space of R in
+    the user's variables: R = U S Tᴴ Qᴴ, so R⁺ = Q T⁻ᴴ S⁻¹ Uᴴ.  Naive, x = D V S⁻¹ Uᴴ c is wrong by 1 % and more.
     """
 
-    D: np.ndarray
     U: np.ndarray
     S: np.ndarray
-    Vh: np.ndarray
-    N: np.ndarray
+    Q: np.ndarray
+    T: np.ndarray
 
     def solve(self, C: np.ndarray) -> np.ndarray:
         """R⁺ C, (n, k)."""
-        return self._smallest(self.D[:, None] * (self.Vh.conj().T @ ((self.U.conj().T @ C) / self.S[:, None])))
+        return self.Q @ _triangular(self.T, (self.U.conj().T @ C) / self.S[:, None], adjoint=True)
 
     def normal(self, g: np.ndarray) -> np.ndarray:
         """(RᴴR)⁺ g, (n, k), for g in the range of Rᴴ."""
-        z = self.Vh @ (self.D[:, None] * g)
-        return self._smallest(self.D[:, None] * (self.Vh.conj().T @ (z / self.S[:, None] ** 2)))
-
-    def _smallest(self, x: np.ndarray) -> np.ndarray:
-        for _ in range(2):
-            x = x - self.N @ (self.N.conj().T @ x)
-        return x
+        z = _triangular(self.T, self.Q.conj().T @ g) / self.S[:, None] ** 2
+        return self.Q @ _triangular(self.T, z, adjoint=True)
 
 
 Inverse = FullRank | MinimumNorm
@@ -78,21 +72,38 @@ def decide(R: np.ndarray, tolerance: Tolerance, *, exact: bool) -> tuple[Decisio
         return _full(R, RD, tolerance, exact=exact or n <= ranks.EXACT_UP_TO), FullRank(R)
     U, S, Vh = np.linalg.svd(RD)
     rank = int((tolerance.rtol * S[0] < S).sum()) if n and S[0] > 0 else 0
-    decision = _decided(R, S, rank, tolerance)
     if rank == n:
-        return decision, FullRank(R)
-    N = qr(D[:, None] * Vh[rank:].conj().T, mode="economic")[0]
-    return decision, MinimumNorm(D, U[:, :rank], S[:rank], Vh[:rank], N)
+        return _decided(R, S, rank, tolerance), FullRank(R)
+    inverse = _minimum_norm(D, U[:, :rank], S[:rank], Vh[:rank])
+    return _tilted(_decided(R, S, rank, tolerance), D, inverse), inverse
+
+
+def _minimum_norm(D: np.ndarray, U: np.ndarray, S: np.ndarray, Vh: np.ndarray) -> MinimumNorm:
+    """QR of D⁻¹V, rows sorted by size and columns pivoted: so small rows stay as accurate as large ones.
+
+    The rows differ as much as the scales of the columns do: A. J. Cox, N. J. Higham, "Stability of Householder QR
+    factorization for weighted least squares problems" (1998).
+    """
+    W = Vh.conj().T / D[:, None]
+    if not W.size:
+        return MinimumNorm(U, S, W, np.zeros((0, 0), W.dtype))
+    order = np.argsort(-np.abs(W).max(axis=1), kind="stable")
+    by_size, T, pivots = qr(W[order], mode="economic", pivoting=True)
+    Q = np.empty_like(by_size)
+    Q[order] = by_size
+    return MinimumNorm(U[:, pivots], S[pivots], Q, T)
 
 
 def _full(R: np.ndarray, RD: np.ndarray, tolerance: Tolerance, *, exact: bool) -> Decision:
     n = R.shape[0]
     if exact:
         s, scaled = np.linalg.svd(R, compute_uv=False), np.linalg.svd(RD, compute_uv=False)
-        return Decision(n, tolerance, s, s[0], s[-1], scaled[0] / scaled[-1], scaled[-1] / scaled[0], None)
+        return Decision(n, tolerance, s, s[0], s[-1], scaled[0] / scaled[-1], scaled[-1] / scaled[0], None,
+                        1 / scaled[-1], 0.0)  # fmt: skip
     largest, smallest = ranks.largest_singular_value(R), ranks.smallest_singular_value(R)
-    relative = ranks.smallest_singular_value(RD) / ranks.largest_singular_value(RD)
-    return Decision(n, tolerance, None, largest, smallest, 1 / relative, relative, None)
+    scaled_smallest = ranks.smallest_singular_value(RD)
+    relative = scaled_smallest / ranks.largest_singular_value(RD)
+    return Decision(n, tolerance, None, largest, smallest, 1 / relative, relative, None, 1 / scaled_smallest, 0.0)
 
 
 def _decided(R: np.ndarray, S: np.ndarray, rank: int, tolerance: Tolerance) -> Decision:
@@ -102,7 +113,17 @@ def _decided(R: np.ndarray, S: np.ndarray, rank: int, tolerance: Tolerance) -> D
         rank, tolerance, s, float(s[0]) if rank else 0.0, float(s[rank - 1]) if rank else 0.0,
         float(S[0] / S[rank - 1]) if rank else 1.0,
         float(relative[rank - 1]) if rank else None, float(relative[rank]) if rank < len(S) else None,
+        float(1 / S[rank - 1]) if rank else 0.0, 0.0,
     )  # fmt: skip
+
+
+def _tilted(decision: Decision, D: np.ndarray, inverse: MinimumNorm) -> Decision:
+    """The decision with the norms of the inverse that minimum norm asks for."""
+    if not decision.rank:
+        return decision
+    small = _triangular(inverse.T, np.diag(1 / inverse.S), adjoint=True)
+    smallest, scaled = 1 / np.linalg.norm(small, 2), np.linalg.norm((inverse.Q / D[:, None]) @ small, 2)
+    return replace(decision, smallest=float(smallest), scaled_inverse=float(scaled), tilt=float(1 / D.min()))
 
 
 def with_ridge(triangle: Triangle, ridge: float) -> Triangle:

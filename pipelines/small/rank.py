@@ -51,6 +51,10 @@ class Decision:
     """The smallest kept value relative to the largest, in the variables that the rule looks at."""
     dropped: float | None
     """The largest dropped one, or None when none was."""
+    scaled_inverse: float
+    """‖D⁻¹A⁺‖₂, D being the scales of the columns that the rule looks at."""
+    tilt: float
+    """‖D⁻¹‖₂ when x is the shortest of many, so that it turns with the row space of A; 0 when there is one."""
 
     @property
     def condition_number(self) -> float:
