@@ -1,5 +1,6 @@
 """What a job reads, opened as far as metadata goes: shapes checked, orientation chosen, nothing read."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -85,7 +86,7 @@ def open_inputs(job: LeastSquares, run: str) -> Inputs:
         _must_agree(weights.shape[0], m, "weights", "entries")
     wide = m < n
     dtype = np.dtype(np.complex128 if "c" in (A.dtype.kind, b.dtype.kind) else np.float64)
-    shape = _shape(A, b.shape[1], dtype, wide=wide)
+    shape = replace(_shape(A, b.shape[1], dtype, wide=wide), side_chunk_bytes=_side_chunk_bytes(infos, wide=wide))
     names = infos["matrix"].names if "matrix" in infos else ()
     if wide:
         A = _transposed(A)
@@ -104,7 +105,7 @@ def _open(what: Any, name: str, fill: bool, run: str, infos: dict[str, storage.A
     rows = _window(source.rows, info.shape[0], name)
     width = info.shape[1] if len(info.shape) == 2 else 1
     if source.columns is None:
-        return Stored(info, rows, (0, width), False, fill, run)
+        return Stored(info, rows, (0, width), False, fill, run, narrow=name != "matrix")
     outside = [column for column in source.columns if column >= width]
     if outside:
         raise BadData(f"Column {outside[0]} of the {name} at {info.url} is asked for, but it has {width:,} columns "
@@ -161,6 +162,11 @@ def _shape(A: Source, k: int, dtype: np.dtype[Any], *, wide: bool) -> Shape:
         unit = shards[1] if wide else shards[0]
         partial = A.info.plain and not A.info.checksums
     return Shape(rows, columns, k, wide, A.dtype.itemsize, dtype, chunk, max(1, unit), partial)
+
+
+def _side_chunk_bytes(infos: dict[str, storage.ArrayInfo], *, wide: bool) -> int:
+    sides = [info for name, info in infos.items() if name != "matrix" and not info.plain]
+    return 0 if wide else max((math.prod(info.chunks) * info.dtype.itemsize for info in sides), default=0)
 
 
 def _pair(chunks: tuple[int, ...]) -> tuple[int, int]:

@@ -47,11 +47,18 @@ class Shape:
     """Rows that are stored together: a chunk's, or a shard's."""
     partial: bool
     """True when some rows of a chunk can be read without decoding all of it."""
+    side_chunk_bytes: int = 0
+    """Bytes of the largest chunk of the rhs and the weights that is decoded whole and kept while its rows are used."""
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row of A, decoded."""
         return self.columns * self.stored_itemsize
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of one row of the system: of A, and of b where it is read along."""
+        return self.row_bytes + (0 if self.wide else self.k * self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def lay_out(shape: Shape, *, block: int | None, slab_bytes: int | None, span_sec
     """The cut of a matrix; None lets measurement decide."""
     p, t = split_columns(shape)
     width = block or sweep.block_width(p)
-    slab = sweep.slab_rows(p + t, shape.dtype.itemsize, slab_bytes or sweep.CACHE_BYTES)
+    slab = sweep.slab_rows(p, t, shape.dtype.itemsize, slab_bytes or sweep.CACHE_BYTES)
     group = max(64, 64 * p // slab)
     block_rows = _block_rows(shape)
     span_rows = _span_rows(shape, block_rows, factor_flops(shape.rows, p, t), span_seconds)
@@ -135,7 +142,7 @@ def tree_levels(spans: int, fan_in: int) -> list[int]:
 
 
 def _block_rows(shape: Shape) -> int:
-    row, chunk = max(1, shape.row_bytes), max(1, shape.chunk[0])
+    row, chunk = max(1, shape.read_bytes), max(1, shape.chunk[0])
     wanted = max(1, BLOCK_BYTES // row)
     most = max(1, MOST_BLOCK_BYTES // row)
     if shape.partial and chunk > 2 * wanted:

@@ -202,6 +202,7 @@ def peak_bytes(job: LeastSquares, layout: Layout, threads: int) -> int:
     slab = (layout.slab_rows + layout.block) * (layout.p + layout.t) * size
     state = layout.p * (layout.p + layout.t) * size
     chain = max(1, layout.span_rows // max(1, layout.slab_rows * layout.group)).bit_length()
+    sides += 2 * shape.side_chunk_bytes
     per_thread = blocks + sides + slab + (chain + layout.fan_in + 3) * state
     return IDLE_BYTES + threads * per_thread
 
@@ -261,6 +262,12 @@ def _refuse(job: LeastSquares, inputs: Inputs, layout: Layout, plan: Plan) -> No
 def _too_large(job: LeastSquares, layout: Layout, plan: Plan) -> str:
     needed, there = plan.peak_bytes_per_worker, plan.memory_bytes_per_worker
     states, blocks = layout.p * (layout.p + layout.t) * layout.shape.dtype.itemsize, layout.block_bytes
+    if layout.shape.side_chunk_bytes > max(states, blocks):
+        return (
+            f"A worker would need {format_bytes(needed)} and has {format_bytes(there)}: one chunk of the rhs or the "
+            f"weights alone takes {format_bytes(layout.shape.side_chunk_bytes)} and has to be decoded whole. Write that "
+            "array in smaller chunks, such as 64 MB each."
+        )
     found = (
         f"A worker would need {format_bytes(needed)} and has {format_bytes(there)}: {counted(plan.threads, 'thread')} "
         f"with reads of {format_bytes(blocks)} and triangles of {format_bytes(states)} each. "

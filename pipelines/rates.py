@@ -148,7 +148,7 @@ def _factor(n: int) -> float:
     from pipelines.kernels.sweep import Sweep, Triangle, slab_rows
 
     dtype = np.dtype(float)
-    slab = slab_rows(n, dtype.itemsize)
+    slab = slab_rows(n, 0, dtype.itemsize)
     rows = slab * max(1, int(1e8 / (2 * slab * n**2)))
     chunk = np.random.default_rng(n).standard_normal((rows, n))
     sweep, triangle = Sweep(n, 0, dtype, slab), Triangle.empty(n, 0, dtype)

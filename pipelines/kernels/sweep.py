@@ -24,10 +24,10 @@ def block_width(p: int) -> int:
     return next((width for most, width in ((24, 4), (160, 8), (384, 16), (2048, 32)) if p <= most), 64)
 
 
-def slab_rows(columns: int, itemsize: int, slab_bytes: int = CACHE_BYTES) -> int:
-    """Rows of a slab: cache-sized, and for wide R enough of them that the block reflectors stay efficient."""
-    by_cache = slab_bytes // max(1, columns * itemsize)
-    return int(max(64, columns // 4, min(by_cache, 16384)))
+def slab_rows(p: int, t: int, itemsize: int, slab_bytes: int = CACHE_BYTES) -> int:
+    """Rows of a slab: cache-sized, and for wide R enough of them that R is not read too often."""
+    by_cache = slab_bytes // max(1, (p + t) * itemsize)
+    return int(max(64, p // 4, min(by_cache, 16384)))
 
 
 @dataclass
