@@ -60,6 +60,8 @@ class ChunkFiles:
                 raise self.missing(key) from None
             target[...] = self.fill
             return
+        except OSError as error:
+            raise BadData(unreadable_letter(os.path.join(self.root, key), os.strerror(error.errno or 0))) from error
         try:
             self._check_size(handle, key)
             if self.crc32c:
@@ -112,4 +114,12 @@ def damaged_letter(place: str, why: str) -> str:
     return (
         f"The chunk {place} is damaged: {why}. Nothing was computed from it. "
         "Write this chunk again from its source, or restore it from a copy, and run the job again."
+    )
+
+
+def unreadable_letter(place: str, why: str) -> str:
+    """What to tell about a chunk that is there and cannot be had."""
+    return (
+        f"The chunk {place} cannot be read: {why}. Give this user the right to read it, or wait until its store "
+        "answers again, and run the job again."
     )

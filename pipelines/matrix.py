@@ -70,8 +70,9 @@ class Stored:
         reader = storage.reader(self.info.url, self.fill_missing, self.run)
         if self.transposed:
             rows, columns = slice(*self.rows), self._columns(start, stop)
-            block = reader.read(rows, slice(columns[0], columns[-1] + 1))
-            return block[:, columns - columns[0]].conj().T if self.picked else block.conj().T
+            first = int(columns.min())
+            block = reader.read(rows, slice(first, int(columns.max()) + 1))
+            return block[:, columns - first].conj().T if self.picked else block.conj().T
         rows = slice(self.rows[0] + start, self.rows[0] + stop)
         if not self.picked:
             return reader.read(rows, slice(*self.columns), out)

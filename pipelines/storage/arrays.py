@@ -1,6 +1,7 @@
 """Stored arrays as their metadata describes them: opened, and looked at from outside."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from zarr.storage import LocalStore, ObjectStore
 
 from pipelines.errors import BadData
 
+SUMMED = ("adler32", "bz2", "crc32", "crc32c", "fletcher32", "gzip", "zlib")
+"""Codecs that always carry a checksum of what they encode."""
+
 
 @dataclass(frozen=True)
 class ArrayInfo:
@@ -30,7 +34,7 @@ class ArrayInfo:
     shards: tuple[int, ...] | None
     zarr_format: int
     checksums: bool
-    """True when damage to a chunk's bytes cannot pass unnoticed: CRC-32C, or zstd with its checksum."""
+    """True when damage to a chunk's bytes cannot pass unnoticed: CRC-32C, gzip, or zstd with its checksum."""
     plain: bool
     """True when chunks are uncompressed files on a local disk: any rows of one can be read alone."""
     names: tuple[str, ...]
@@ -103,8 +107,10 @@ def _members(url: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, without its full stop."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    """What an error says first, without its full stop; of an object store's answer, the message in it."""
+    text = str(error).strip() or type(error).__name__
+    message = re.search("<Message>([^<]+)</Message>", text)
+    return (message[1] if message else text.splitlines()[0]).rstrip(".")
 
 
 def describe(url: str) -> ArrayInfo:
@@ -138,7 +144,8 @@ def codecs_of(array: zarr.Array[Any]) -> tuple[Any, ...]:
 
 
 def _checks(codec: Any) -> bool:
-    return isinstance(codec, Crc32cCodec) or bool(getattr(codec, "checksum", False))
+    name = getattr(codec, "codec_id", None) or type(codec).__name__.lower().removesuffix("codec")
+    return name in SUMMED or bool(getattr(codec, "checksum", False))
 
 
 def _is_plain(array: zarr.Array[Any], url: str) -> bool:

@@ -11,20 +11,21 @@ from typing import Any
 
 import numpy as np
 import obstore
+from obstore.exceptions import BaseError as ObstoreError
 from zarr.abc.store import SuffixByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import ChunkNotFoundError
 
-from pipelines.chunkfiles import CRC_BYTES, ChunkFiles, damaged_letter
+from pipelines.chunkfiles import CRC_BYTES, ChunkFiles, damaged_letter, unreadable_letter
 from pipelines.errors import BadData
 from pipelines.storage.arrays import codecs_of, describe, first_line, local_path, open_array
 
 EMPTY_INNER_CHUNK = np.uint64(2**64 - 1)
 """Offset and length of an inner chunk that a shard does not hold (Zarr v3 sharding specification)."""
 COUNT_AT_MOST = 1_000_000
-"""Chunks of an array up to which a letter counts how many are missing."""
+"""Chunks of an array up to which a letter counts how many are missing; the web has no lists."""
 
 
 class Reader:
@@ -84,9 +85,9 @@ class Reader:
                     return self._missing(self.key(*self._stored(i, j)))
                 except Exception as cause:  # noqa: BLE001  # as above: any kind
                     inner = f" (inner chunk {place})" if self.info.shards else ""
-                    return BadData(
-                        damaged_letter(f"{self.url}/{self.key(*self._stored(i, j))}{inner}", first_line(cause))
-                    )
+                    chunk = f"{self.url}/{self.key(*self._stored(i, j))}{inner}"
+                    letter = unreadable_letter if _out_of_reach(cause) else damaged_letter
+                    return BadData(letter(chunk, first_line(cause)))
         return BadData(f"{self.url} cannot be read: {first_line(error)}. Reading it again chunk by chunk went well, "
                        "so the trouble may have passed: run the job again.")  # fmt: skip
 
@@ -107,7 +108,11 @@ class Reader:
 
     def _how_many(self, inner: str) -> str:
         stored = self.array.nchunks
-        if inner or self.info.shards or stored > COUNT_AT_MOST:
+        if inner or self.info.shards or stored > COUNT_AT_MOST or self.url.startswith("http"):
+            return ""
+        try:
+            return f" ({stored - self.array.nchunks_initialized:,} of its {stored:,} chunks are missing)"
+        except Exception:  # noqa: BLE001  # a store that may not be listed
             return ""
         return f" ({stored - self.array.nchunks_initialized:,} of its {stored:,} chunks are missing)"
 
@@ -199,6 +204,11 @@ def _digest(text: str) -> int:
 
 
 @lru_cache(maxsize=16)
+def _out_of_reach(error: Exception) -> bool:
+    """True for what a store says, False for what a codec says (also OSError, of gzip, but without a number)."""
+    return isinstance(error, ObstoreError) or (isinstance(error, OSError) and error.errno is not None)
+
+
 def reader(url: str, fill_missing: bool, run: str) -> Reader:  # noqa: ARG001  # `run` is part of the key
     """This process's reader of an array; `run` keeps a later job from seeing an earlier one's metadata."""
     return Reader(url, fill_missing=fill_missing)

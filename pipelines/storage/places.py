@@ -1,0 +1,267 @@
+"""Where a result is prepared and appears whole: a hidden folder that is renamed, or objects, the root last."""
+
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import obstore
+import zarr
+from obstore.exceptions import BaseError as ObstoreError
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore, ObjectStore
+
+from pipelines.errors import PlanRefused
+from pipelines.storage.arrays import local_path, open_store
+
+ROOT = "zarr.json"
+"""The object that makes a group of what lies beside it (Zarr v3)."""
+MARK = ".tallgrass-partial"
+"""The object that says that what lies beside it is a result being written; it holds the time when that began."""
+SWAP = 2
+"""RENAME_EXCHANGE of Linux: two names change places in one step."""
+HERE = -100
+"""AT_FDCWD: relative paths start from the current directory."""
+
+
+class Place(Protocol):
+    """Where one run writes one result."""
+
+    @property
+    def where(self) -> str:
+        """Address under which arrays are written meanwhile."""
+
+    def check(self, *, overwrite: bool) -> None:
+        """Raises PlanRefused unless nothing is there, or a result that may be replaced."""
+
+    def begin(self) -> None:
+        """Make it ours; what a killed run has left here is removed."""
+
+    def ready(self) -> None:
+        """Called before the first array is written."""
+
+    def commit(self, attributes: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Make the result appear, with these attributes."""
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+
+
+def place_of(url: str, run: str) -> "Folder | Objects":
+    """The place of a path or URL."""
+    path = local_path(url)
+    return Objects(url) if path is None else Folder(url, path, run)
+
+
+class Folder:
+    """A hidden folder beside the result; a locked file beside it tells a run that goes on from one that was killed."""
+
+    def __init__(self, url: str, path: Path, run: str) -> None:
+        self.url, self.final = url, Path(os.path.realpath(path))
+        self.folder = self.final.with_name(f".{self.final.name}.partial-{run}")
+        self._lock: int | None = None
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
+    def check(self, *, overwrite: bool) -> None:
+        if self.final.exists() and not (self.final.is_dir() and not any(self.final.iterdir())):
+            _check(self.url, _is_result(self.final), overwrite=overwrite)
+
+    def begin(self) -> None:
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        self._lock = _locked(_beside(self.folder, "lock"))
+        self.folder.mkdir()
+
+    def ready(self) -> None:
+        pass
+
+    def commit(self, attributes: Mapping[str, Any], *, overwrite: bool) -> None:
+        zarr.open_group(open_store(self.where), mode="a").attrs.update(dict(attributes))
+        _flush(self.folder)
+        self.check(overwrite=overwrite)
+        _swap(self.folder, self.final)
+        _flush_folder(self.final.parent)
+        self.discard()  # the old result, which is in the hidden folder now
+
+    def discard(self) -> None:
+        if self._lock is not None:
+            self._remove(self.folder)
+            os.close(self._lock)
+            self._lock = None
+
+    def _sweep(self) -> None:
+        """Remove what killed runs have left beside this result: nobody holds their lock."""
+        for file in self.final.parent.glob(f".{glob.escape(self.final.name)}.partial-*.lock"):
+            with suppress(OSError), _opened(file, os.O_RDWR) as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._remove(file.with_suffix(""))
+
+    def _remove(self, folder: Path) -> None:
+        """The traces of one run; the old result goes back to its place if the run took it from there."""
+        old = _beside(folder, "old")
+        if old.exists() and not self.final.exists():
+            os.rename(old, self.final)
+        for rest in (old, folder):
+            shutil.rmtree(rest, ignore_errors=True)
+        _beside(folder, "lock").unlink(missing_ok=True)
+
+
+def _check(url: str, ours: bool, *, overwrite: bool) -> None:
+    if not ours:
+        raise PlanRefused(
+            f"The output {url} exists and is not a result of Tallgrass. Nothing was changed; choose another output."
+        )
+    if not overwrite:
+        raise PlanRefused(
+            f"The output {url} holds a result already. Nothing was changed; choose another output, or set "
+            "`overwrite: true` in the job file."
+        )
+
+
+def _is_result(folder: Path) -> bool:
+    try:
+        return '"tallgrass"' in (folder / ROOT).read_text()
+    except OSError:
+        return False
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}.{suffix}")
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Any:
+    handle = os.open(path, flags)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _locked(file: Path) -> int:
+    """A new file with a lock that the system takes back when this process ends, however it ends."""
+    while True:
+        handle = os.open(file, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks, where nobody will sweep either
+            return handle
+        if file.exists() and os.path.samestat(os.stat(file), os.fstat(handle)):
+            return handle
+        os.close(handle)  # swept between our two steps: once more
+
+
+def _swap(new: Path, final: Path) -> None:
+    """`new` appears at `final`, and what was there at `new`; in one step where the system can do that."""
+    if not final.exists():
+        os.rename(new, final)
+    elif not _exchanged(new, final):
+        old = _beside(new, "old")
+        os.rename(final, old)
+        os.rename(new, final)
+
+
+def _exchanged(new: Path, final: Path) -> bool:
+    try:
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if exchange(HERE, os.fsencode(new), HERE, os.fsencode(final), SWAP) == 0:
+        return True
+    if ctypes.get_errno() in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # not on this file system
+        return False
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(final))
+
+
+def _flush(folder: Path) -> None:
+    """To the disk, files before the folders that name them: a power cut must not leave half a result either."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with _opened(Path(place, name), os.O_RDONLY) as handle:
+                os.fsync(handle)
+        _flush_folder(Path(place))
+
+
+def _flush_folder(folder: Path) -> None:
+    with _opened(folder, os.O_RDONLY) as handle:
+        os.fsync(handle)
+
+
+class Objects:
+    """Objects of a store that cannot rename: until the root is there, nobody can open what lies beside it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        store = open_store(url)
+        assert isinstance(store, ObjectStore)
+        self._store: Any = store.store
+        self._began = self._cleared = False
+
+    @property
+    def where(self) -> str:
+        return self.url
+
+    def check(self, *, overwrite: bool) -> None:
+        if (root := self._text(ROOT)) is not None:
+            _check(self.url, '"tallgrass"' in root, overwrite=overwrite)
+        elif (since := self._text(MARK)) is not None:
+            if not overwrite:
+                raise PlanRefused(
+                    f"The output {self.url} is what a run writes, or has left when it was killed, that began {since}. "
+                    "Wait for its end, choose another output, or set `overwrite: true` to write in its place."
+                )
+        elif self._names():
+            _check(self.url, ours=False, overwrite=overwrite)
+
+    def begin(self) -> None:
+        obstore.put(self._store, MARK, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC".encode())
+        self._began = True
+
+    def ready(self) -> None:
+        if not self._cleared:
+            self._clear()
+            self._cleared = True
+
+    def commit(self, attributes: Mapping[str, Any], *, overwrite: bool) -> None:
+        self.ready()
+        written: dict[str, Buffer] = {}
+        zarr.open_group(MemoryStore(written), mode="w").attrs.update(dict(attributes))
+        obstore.put(self._store, ROOT, written[ROOT].to_bytes())
+        self._began = False
+        obstore.delete(self._store, MARK)
+
+    def discard(self) -> None:
+        """Best effort: a store that does not answer keeps the mark, which tells the next run."""
+        if self._began:
+            self._began = False
+            with suppress(ObstoreError, OSError):
+                if self._cleared:
+                    self._clear()
+                obstore.delete(self._store, MARK)
+
+    def _clear(self) -> None:
+        """Remove everything but the mark, the root first: never is half of a result to be seen."""
+        names = self._names()
+        if ROOT in names:
+            obstore.delete(self._store, ROOT)
+        if rest := [name for name in names if name not in (ROOT, MARK)]:
+            obstore.delete(self._store, rest)
+
+    def _names(self) -> list[str]:
+        return [entry["path"] for page in obstore.list(self._store) for entry in page]
+
+    def _text(self, name: str) -> str | None:
+        try:
+            return bytes(obstore.get(self._store, name).bytes()).decode(errors="replace")
+        except FileNotFoundError:
+            return None

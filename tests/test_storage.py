@@ -1,0 +1,570 @@
+"""Stored arrays: read right whatever their codecs, and never silently wrong. Files, S3 and HTTP are real."""
+
+import functools
+import http.server
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import warnings
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pytest
+import zarr
+from numcodecs import GZip
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+
+from pipelines import LeastSquares, open_result, run
+from pipelines.errors import BadData, PlanRefused, RunFailed
+from pipelines.storage import Reader, Staging, array_names, describe, open_array, write_rows
+from pipelines.storage.arrays import open_store
+
+NUMBERS = np.arange(23 * 10, dtype=np.float64).reshape(23, 10) - 7.5
+CODECS = {
+    "plain": {"compressors": None},
+    "crc32c": {"compressors": [Crc32cCodec()]},
+    "zstd": {"compressors": [ZstdCodec(checksum=True)]},
+    "blosc": {"compressors": [BloscCodec()]},
+    "gzip": {"compressors": [GzipCodec()]},
+    "zstd and crc32c": {"compressors": [ZstdCodec(), Crc32cCodec()]},
+    "big-endian": {"compressors": None, "serializer": BytesCodec(endian="big")},
+    "transposed": {"compressors": None, "filters": [TransposeCodec(order=(1, 0))]},
+    "shards": {"compressors": None, "shards": (8, 6)},
+    "shards of zstd": {"compressors": [ZstdCodec(checksum=True)], "shards": (8, 6)},
+    "v2": {"compressors": None, "zarr_format": 2},
+    "v2 in F order": {"compressors": None, "zarr_format": 2, "order": "F"},
+    "v2 gzip": {"compressors": [GZip()], "zarr_format": 2},
+    "v2 with a dot in its keys": {
+        "compressors": None,
+        "zarr_format": 2,
+        "chunk_key_encoding": {"name": "v2", "separator": "."},
+    },
+}
+PLAIN = ("plain", "crc32c", "v2", "v2 with a dot in its keys")
+
+
+def whole(url: str, *, fill: bool = False) -> np.ndarray:
+    reader = Reader(url, fill_missing=fill)
+    return reader.read(slice(0, reader.shape[0]), slice(0, reader.shape[1]))
+
+
+def letter(url: str) -> str:
+    """What is said about an array that cannot be read."""
+    with pytest.raises(BadData) as caught:
+        whole(url)
+    return str(caught.value)
+
+
+def chunk(url: str, number: int = 1) -> Path:
+    """One of the stored objects of an array."""
+    named = r"[c0-9./]+"
+    return sorted(f for f in Path(url).rglob("*") if f.is_file() and re.fullmatch(named, str(f.relative_to(url))))[
+        number
+    ]
+
+
+def damage(file: Path, how: str) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    changed = {"flipped": raw, "truncated": raw[:-8], "empty": b"", "longer": raw + b"12345678"}
+    file.write_bytes(changed[how])
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_an_array_reads_as_it_was_written(save, name):
+    url = save("A", NUMBERS, (4, 3), **CODECS[name])
+    np.testing.assert_array_equal(whole(url), NUMBERS)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_any_window_reads_as_zarr_itself_reads_it(save, name):
+    small = NUMBERS[:11, :7]
+    url = save("A", small, (4, 3), **CODECS[name] | ({"shards": (8, 6)} if "shards" in CODECS[name] else {}))
+    reader, steps = Reader(url, fill_missing=False), 1 if name in PLAIN else 3
+    for top, bottom in itertools.combinations(range(0, 12, steps), 2):
+        for left, right in itertools.combinations(range(0, 8, steps), 2):
+            found = reader.read(slice(top, bottom), slice(left, right))
+            np.testing.assert_array_equal(found, small[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_files_are_read_into_the_memory_that_is_given(save, name):
+    url = save("A", NUMBERS, (4, 3), **CODECS[name])
+    out = np.full((9, 5), np.nan)
+    assert Reader(url, fill_missing=False).read(slice(3, 12), slice(2, 7), out) is out
+    np.testing.assert_array_equal(out, NUMBERS[3:12, 2:7])
+
+
+@pytest.mark.parametrize("dtype", ["bool", "i1", "u2", "i4", "u8", "f2", "f4", "c8", "c16"])
+@pytest.mark.parametrize("options", [{"compressors": None}, {"compressors": [ZstdCodec()]}])
+def test_every_type_of_number_is_read(save, dtype, options):
+    numbers = (np.abs(NUMBERS) > 50 if dtype == "bool" else np.abs(NUMBERS)).astype(dtype)
+    url = save("A", numbers, (4, 10), **options)
+    found = whole(url)
+    assert (found.dtype, describe(url).dtype) == (np.dtype(dtype), np.dtype(dtype))
+    np.testing.assert_array_equal(found, numbers)
+
+
+@pytest.mark.parametrize("options", [{"compressors": None}, {"compressors": [Crc32cCodec()]}, {"shards": (12,)}])
+def test_a_vector_is_one_column(save, options):
+    url = save("b", NUMBERS[:, 0], (4,), **options)
+    np.testing.assert_array_equal(Reader(url, fill_missing=False).read(slice(2, 23), slice(0, 1)), NUMBERS[2:, :1])
+
+
+def test_the_description_is_what_the_metadata_says(save):
+    url = save("A", NUMBERS, (4, 3), shards=(8, 6), attributes={"columns": list("abcdefghij")})
+    info = describe(url)
+    assert (info.shape, info.chunks, info.shards) == ((23, 10), (4, 3), (8, 6))
+    assert (info.zarr_format, info.checksums, info.plain, info.names) == (3, False, False, tuple("abcdefghij"))
+
+
+@pytest.mark.parametrize(
+    ("name", "checksums", "plain"),
+    [
+        *(("plain", False, True), ("crc32c", True, True), ("zstd", True, False), ("blosc", False, False)),
+        *(("gzip", True, False), ("zstd and crc32c", True, False), ("shards of zstd", True, False)),
+        *(("big-endian", False, False), ("v2", False, True), ("v2 in F order", False, False)),
+        *(("v2 gzip", True, False), ("transposed", False, False)),
+    ],
+)
+def test_it_is_known_which_codecs_notice_damage_and_which_chunks_are_plain_files(save, name, checksums, plain):
+    info = describe(save("A", NUMBERS, (4, 3), **CODECS[name]))
+    assert (info.checksums, info.plain) == (checksums, plain)
+
+
+def test_a_file_url_is_a_path(save):
+    np.testing.assert_array_equal(whole(Path(save("A b", NUMBERS)).as_uri()), NUMBERS)
+
+
+# A matrix of which a part is used
+
+
+@pytest.mark.parametrize("options", [{"compressors": None}, {"compressors": [ZstdCodec()]}])
+@pytest.mark.parametrize("columns", [None, [7, 0, 3]])
+@pytest.mark.parametrize("rows", [None, (5, 21)])
+def test_a_window_of_rows_and_a_list_of_columns_give_the_answer_of_that_part(save, options, columns, rows):
+    A = np.random.default_rng(5).standard_normal((23, 8))
+    url, rhs = save("A", A, (4, 3), **options), save("b", A[:, 1] ** 2, (7,))
+    part = slice(*rows) if rows else slice(None)
+    expected = np.linalg.lstsq(A[part][:, columns or slice(None)], A[part, 1] ** 2)[0]
+    job = LeastSquares(matrix={"url": url, "rows": rows, "columns": columns}, rhs={"url": rhs, "rows": rows})
+    np.testing.assert_allclose(run(job).x, expected, rtol=1e-10)  # condition number below 10
+
+
+def test_a_list_of_columns_of_a_wide_matrix_gives_the_answer_of_that_part(save):
+    A = np.random.default_rng(5).standard_normal((4, 23))
+    columns = [20, 1, 2, 7, 3, 22]
+    job = LeastSquares(matrix={"url": save("A", A, (2, 5)), "columns": columns}, rhs=save("b", A[:, 0]))
+    np.testing.assert_allclose(run(job).x, np.linalg.lstsq(A[:, columns], A[:, 0])[0], rtol=1e-10)
+
+
+def test_a_column_that_is_not_there_is_an_error(save):
+    job = LeastSquares(matrix={"url": save("A", NUMBERS), "columns": [0, 10]}, rhs=save("b", NUMBERS[:, 0]))
+    with pytest.raises(BadData, match=r"Column 10 of the matrix at .* it has 10 columns \(0 to 9\)"):
+        run(job)
+
+
+# Chunks that are not there
+
+
+@pytest.mark.parametrize("name", ["plain", "crc32c", "zstd", "v2", "v2 gzip", "v2 in F order"])
+def test_a_missing_chunk_is_named_and_counted(save, name):
+    url = save("A", NUMBERS, (4, 10), **CODECS[name])
+    chunk(url, 1).unlink()
+    chunk(url, 3).unlink()
+    key = "1.0" if "v2" in name else "c/1/0"
+    expected = f"The chunk {key} of {url} is not in the store (2 of its 6 chunks are missing)"
+    assert letter(url).startswith(expected)
+    assert "Zarr would read it as 0.0 without a word" in letter(url)
+    assert "set `missing_chunks: fill` in the job file" in letter(url)
+
+
+@pytest.mark.parametrize("name", ["plain", "crc32c", "zstd", "v2", "v2 gzip", "shards"])
+def test_a_missing_chunk_is_filled_when_the_job_accepts_it(save, name):
+    url = save("A", NUMBERS, (4, 10), **CODECS[name] | {"fill_value": 3, "shards": None} if name == "shards" else {
+        **CODECS[name], "fill_value": 3})  # fmt: skip
+    chunk(url, 1).unlink()
+    expected = NUMBERS.copy()
+    expected[4:8] = 3
+    np.testing.assert_array_equal(whole(url, fill=True), expected)
+
+
+def test_a_missing_shard_is_named(save):
+    url = save("A", NUMBERS, (4, 5), shards=(8, 10))
+    (Path(url) / "c/1/0").unlink()
+    assert letter(url).startswith(f"The chunk c/1/0 of {url} is not in the store.")
+
+
+def test_an_inner_chunk_that_a_shard_does_not_hold_is_named(save):
+    url = save("A", NUMBERS, (4, 5), shards=(8, 10), config={"write_empty_chunks": False})
+    zarr.open_array(url)[12:16, 5:] = 0  # all fill values: Zarr leaves the inner chunk out
+    assert letter(url).startswith(f"The chunk c/1/0 (its inner chunk (3, 1)) of {url} is not in the store.")
+    expected = NUMBERS.copy()
+    expected[12:16, 5:] = 0
+    np.testing.assert_array_equal(whole(url, fill=True), expected)
+
+
+def test_the_part_of_a_shard_beyond_the_edge_of_the_array_is_not_missed(save):
+    url = save("A", NUMBERS[:9, :4], (4, 3), shards=(16, 12))
+    np.testing.assert_array_equal(whole(url), NUMBERS[:9, :4])
+
+
+def test_a_shard_whose_index_cannot_be_checked_is_not_trusted(save):
+    url = save("A", NUMBERS, (4, 10), shards={"shape": (8, 10), "index_location": "start"})
+    assert "keeps its shard index in a form that cannot be checked for missing inner chunks" in letter(url)
+    np.testing.assert_array_equal(whole(url, fill=True), NUMBERS)
+
+
+# Chunks that are damaged
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "longer"])
+@pytest.mark.parametrize("name", ["plain", "crc32c", "zstd", "gzip", "big-endian", "v2", "v2 in F order", "shards"])
+def test_a_chunk_of_another_size_is_damaged_and_named(save, name, how):
+    url = save("A", NUMBERS, (4, 10), **CODECS[name] | ({"shards": (8, 10)} if name == "shards" else {}))
+    damage(chunk(url), how)
+    assert letter(url).startswith(f"The chunk {chunk(url)}")
+    assert "is damaged: " in letter(url)
+    assert "Nothing was computed from it" in letter(url)
+
+
+@pytest.mark.parametrize("name", ["crc32c", "zstd", "gzip", "zstd and crc32c", "v2 gzip", "shards of zstd"])
+def test_a_flipped_bit_under_a_checksum_is_damage_and_named(save, name):
+    url = save("A", NUMBERS, (4, 10), **CODECS[name] | ({"shards": (8, 10)} if "shards" in name else {}))
+    damage(chunk(url), "flipped")
+    assert letter(url).startswith(f"The chunk {chunk(url)}")
+    assert "is damaged: " in letter(url)
+
+
+def test_both_checksums_and_both_sizes_are_told(save):
+    url = save("A", NUMBERS, (4, 10), compressors=[Crc32cCodec()])
+    damage(chunk(url), "flipped")
+    assert re.search(r"its CRC-32C is [0-9a-f]{8} and was written as [0-9a-f]{8}\.", letter(url))
+    damage(chunk(url), "truncated")
+    assert "it holds 316 bytes and has to hold 324." in letter(url)
+
+
+def test_a_shard_without_length_is_damaged_and_not_zeros(save):
+    url = save("A", NUMBERS, (4, 10), shards=(8, 10))
+    damage(chunk(url), "empty")
+    assert f"The chunk {chunk(url)} is damaged: it holds 0 bytes and its index alone has 36." in letter(url)
+
+
+def test_chunks_beside_a_damaged_one_are_read(save):
+    url = save("A", NUMBERS, (4, 10), compressors=[Crc32cCodec()])
+    damage(chunk(url, 1), "flipped")
+    np.testing.assert_array_equal(Reader(url, fill_missing=False).read(slice(8, 23), slice(0, 10)), NUMBERS[8:])
+
+
+# What is no array of numbers
+
+
+def refusal(url: str) -> str:
+    with pytest.raises(BadData) as caught:
+        describe(url)
+    return str(caught.value)
+
+
+def test_a_path_where_nothing_is_says_where_relative_paths_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal("data/A") == (
+        "There is no Zarr array at data/A: nothing is there. "
+        f"Relative paths start from the current directory, {tmp_path}."
+    )
+    assert refusal(f"{tmp_path}/A").endswith("nothing is there. Check the path in the job file.")
+
+
+def test_a_group_suggests_its_arrays(save, tmp_path):
+    zarr.create_group(tmp_path / "data")
+    save("data/b", NUMBERS[:, 0])
+    save("data/A", NUMBERS)
+    assert "It is a group; its arrays are: A, b. Give the path of one of them." in refusal(f"{tmp_path}/data")
+
+
+def test_a_file_that_is_something_else_is_no_array(tmp_path):
+    (tmp_path / "A.csv").write_text("1,2,3\n")
+    assert "There is no Zarr array" in refusal(f"{tmp_path}/A.csv")
+
+
+def test_damaged_metadata_is_said(save):
+    url = save("A", NUMBERS)
+    (Path(url) / "zarr.json").write_text("{")
+    assert f"There is no Zarr array that can be opened at {url}: " in refusal(url)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shown"),
+    [("U3", "<U3"), ("M8[s]", "datetime64"), ("m8[s]", "timedelta64"), ("S3", "S3"), ([("a", "f8")], "a")],
+)
+def test_what_is_not_a_number_is_refused_with_its_type(tmp_path, dtype, shown):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the types are not in the Zarr specification yet
+        zarr.create_array(tmp_path / "A", shape=(3, 2), dtype=np.dtype(dtype), chunks=(3, 2))
+        said = refusal(f"{tmp_path}/A")
+    assert shown in said
+    assert "which is not a number that can be computed with" in said
+
+
+def test_python_objects_are_refused(tmp_path):
+    metadata = {"zarr_format": 2, "shape": [3, 2], "chunks": [3, 2], "dtype": "|O", "fill_value": None, "order": "C",
+                "compressor": None, "filters": [{"id": "vlen-utf8"}]}  # fmt: skip
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A/.zarray").write_text(json.dumps(metadata))
+    assert "which is not a number that can be computed with" in refusal(f"{tmp_path}/A")
+
+
+@pytest.mark.parametrize(("shape", "count"), [((), 0), ((4,), 1), ((4, 3, 2), 3)])
+def test_a_matrix_of_another_number_of_dimensions_is_refused(save, shape, count):
+    job = LeastSquares(matrix=save("A", np.ones(shape)), rhs=save("b", np.ones(4)))
+    with pytest.raises(BadData, match=rf"has {count} dimensions, shape .*; it needs 2 dimensions \(m, n\)"):
+        run(job)
+
+
+def test_addresses_of_an_unknown_kind_are_refused_with_those_that_are_known():
+    said = refusal("ftp://host/A")
+    assert said.startswith("ftp://host/A cannot be opened: ")
+    assert said.endswith("Give a path, or a URL that starts with s3://, gs://, az:// or https://.")
+
+
+# Telling that a chunk was written again
+
+
+def test_the_identity_changes_with_any_chunk_of_its_region_and_with_no_other(save):
+    url = save("A", NUMBERS, (4, 3))
+    window, region = (slice(0, 23), slice(0, 10)), (slice(4, 8), slice(0, 10))
+
+    def identity() -> int:
+        return Reader(url, fill_missing=False).identity(*region, within=window)
+
+    before = identity()
+    zarr.open_array(url)[0:4] = 1
+    assert identity() == before
+    zarr.open_array(url)[4, 9] = 1
+    assert identity() != before
+
+
+def test_identities_of_neighbouring_regions_add_up(save):
+    reader = Reader(save("A", NUMBERS, (4, 3)), fill_missing=False)
+    window = slice(2, 21), slice(1, 9)
+    parts = [reader.identity(slice(*part), window[1], within=window) for part in ((2, 5), (5, 16), (16, 21))]
+    assert sum(parts) % 2**128 == reader.identity(*window, within=window)
+
+
+# Writing
+
+
+def test_rows_are_written_in_whole_chunks_and_in_no_other_way(tmp_path):
+    staging = Staging(f"{tmp_path}/out", "run", overwrite=False)
+    url = staging.create("x", (10, 2), np.float64, (4, 2))
+    for start, stop in ((2, 4), (0, 3), (4, 9)):
+        with pytest.raises(RunFailed, match=r"are not whole chunks of 4 rows"):
+            write_rows(url, start, np.ones((stop - start, 2)))
+    write_rows(url, 8, np.ones((2, 2)))
+    write_rows(url, 0, np.zeros((8, 2)))
+    np.testing.assert_array_equal(open_array(url)[...], np.repeat([0.0, 1.0], [8, 2])[:, None] * [1, 1])
+    staging.discard()
+
+
+def test_chunks_of_zeros_are_written_with_checksums(tmp_path):
+    staging = Staging(f"{tmp_path}/out", "run", overwrite=False)
+    staging.put("x", np.zeros(5), ("column",))
+    staging.commit({})
+    assert describe(f"{tmp_path}/out/x").checksums
+    np.testing.assert_array_equal(whole(f"{tmp_path}/out/x"), np.zeros((5, 1)))
+    assert array_names(f"{tmp_path}/out") == ["x"]
+
+
+# An object store
+
+
+@pytest.fixture(scope="module")
+def moto():
+    """An S3 of our own in another process; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Path(sys.executable).with_name("moto_server")
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen([server, "-H", "127.0.0.1", "-p", str(port)], stdout=quiet, stderr=quiet) as process:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(f"{address}/moto-api/")
+        yield address
+        process.kill()
+
+
+def wait_for(address: str) -> None:
+    end = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(address).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def s3(moto, monkeypatch, request):
+    """The URL of an empty bucket."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    settings = {"ENDPOINT_URL": moto, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket = re.sub("[^a-z]+", "-", request.node.name)[-50:].strip("-")
+    urllib.request.urlopen(urllib.request.Request(f"{moto}/{bucket}", method="PUT")).close()
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def remote(s3, problem):
+    """A problem whose arrays lie in the bucket."""
+    made = problem()
+    for name, array, chunks in (("A", made.A, (10, 3)), ("b", made.b, (10,))):
+        store = open_store(f"{s3}/data/{name}")
+        zarr.create_array(store, shape=array.shape, chunks=chunks, dtype=array.dtype)[...] = array
+    made.fields, made.bucket = {"matrix": f"{s3}/data/A", "rhs": f"{s3}/data/b"}, s3
+    return made
+
+
+def test_a_job_reads_from_s3_and_writes_to_s3(remote):
+    url = f"{remote.bucket}/results/x.zarr"
+    result = run(LeastSquares(**remote.fields, output=url))
+    np.testing.assert_allclose(result.x, remote.x, rtol=1e-12)
+    again = open_result(url)
+    np.testing.assert_array_equal(again.x, result.x)
+    assert again.certificate == result.certificate
+
+
+def test_workers_read_from_s3_and_write_a_wide_answer_there(s3, command):
+    A = np.random.default_rng(3).standard_normal((3, 60))
+    for name, array, chunks in (("A", A, (3, 20)), ("b", A[:, 0], (3,))):
+        zarr.create_array(open_store(f"{s3}/{name}"), shape=array.shape, chunks=chunks, dtype=array.dtype)[...] = array
+    done = command("run", "job.yaml", job={"matrix": f"{s3}/A", "rhs": f"{s3}/b", "output": f"{s3}/out"})
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(open_result(f"{s3}/out").x, np.linalg.lstsq(A, A[:, 0])[0], atol=1e-14)
+
+
+def test_a_result_on_s3_is_replaced_only_when_the_job_says_so(remote):
+    url = f"{remote.bucket}/out"
+    run(LeastSquares(**remote.fields, output=url))
+    with pytest.raises(PlanRefused, match=r"holds a result already. Nothing was changed"):
+        run(LeastSquares(**remote.fields, output=url))
+    run(LeastSquares(**remote.fields, output=url, ridge=1e6, overwrite=True, arrays=["R"]))
+    assert np.abs(open_result(url).x).max() < 1e-3
+    assert "R" in array_names(url)
+
+
+def test_a_foreign_folder_on_s3_is_never_replaced(remote):
+    for output in (f"{remote.bucket}/data/A/c", f"{remote.bucket}/data"):
+        with pytest.raises(PlanRefused, match=r"exists and is not a result of Tallgrass. Nothing was changed"):
+            Staging(output, "run", overwrite=True)
+
+
+def test_an_interrupted_run_leaves_nothing_on_s3_that_can_be_opened_and_the_next_one_succeeds(remote):
+    url = f"{remote.bucket}/out"
+    Staging(url, "run", overwrite=False).put("x", np.ones(99), ("column",))
+    with pytest.raises(BadData, match=r"There is no result at"):
+        open_result(url)
+    np.testing.assert_allclose(run(LeastSquares(**remote.fields, output=url, overwrite=True)).x, remote.x, rtol=1e-12)
+    assert open_result(url).x.shape == (3,)
+
+
+def test_a_failed_run_leaves_nothing_on_s3(remote):
+    store = open_store(remote.bucket)
+    before = {entry["path"] for page in obstore.list(store.store) for entry in page}
+    obstore.delete(store.store, "data/A/c/2/0")
+    with pytest.raises(BadData):
+        run(LeastSquares(**remote.fields, output=f"{remote.bucket}/out"))
+    after = {entry["path"] for page in obstore.list(store.store) for entry in page}
+    assert before - after == {"data/A/c/2/0"}
+    assert after <= before
+
+
+def test_a_chunk_that_is_missing_on_s3_is_named_and_counted(remote):
+    obstore.delete(open_store(remote.fields["matrix"]).store, "c/2/0")
+    with pytest.raises(BadData, match=r"The chunk c/2/0 of s3://.*/data/A is not in the store \(1 of its 6 chunks"):
+        run(LeastSquares(**remote.fields))
+
+
+def test_a_chunk_that_is_damaged_on_s3_is_named(remote):
+    obstore.put(open_store(remote.fields["matrix"]).store, "c/2/0", b"nonsense")
+    with pytest.raises(BadData, match=r"The chunk s3://.*/data/A/c/2/0 is damaged"):
+        run(LeastSquares(**remote.fields))
+
+
+def test_a_bucket_that_does_not_exist_is_said_for_input_and_output(remote):
+    with pytest.raises(BadData, match=r"There is no Zarr array at s3://no-such-bucket/A: nothing is there"):
+        run(LeastSquares(**remote.fields | {"matrix": "s3://no-such-bucket/A"}))
+    with pytest.raises(
+        PlanRefused, match=r"The output s3://no-such-bucket/x cannot be written: The specified bucket does not exist"
+    ):
+        run(LeastSquares(**remote.fields, output="s3://no-such-bucket/x"))
+
+
+def test_a_key_where_nothing_is_is_said(remote):
+    with pytest.raises(BadData, match=r"There is no Zarr array at s3://.*/data/C: nothing is there"):
+        run(LeastSquares(**remote.fields | {"matrix": f"{remote.bucket}/data/C"}))
+
+
+def test_credentials_that_are_not_there_are_said_at_once(remote, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    start = time.monotonic()
+    with pytest.raises(BadData, match=r"data/A cannot be opened: .*Missing AccessKeyId"):
+        run(LeastSquares(**remote.fields))
+    assert time.monotonic() - start < 5
+
+
+def test_an_object_store_that_does_not_answer_is_said_within_seconds(monkeypatch, s3):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens there
+    start = time.monotonic()
+    with pytest.raises(BadData, match=rf"There is no Zarr array that can be opened at {s3}/A: .*error sending request"):
+        describe(f"{s3}/A")
+    assert time.monotonic() - start < 20
+
+
+# The web
+
+
+@pytest.fixture
+def web(tmp_path):
+    """The address at which the test's folder can be read."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_job_reads_over_http(problem, web):
+    made = problem()
+    job = LeastSquares(matrix=f"{web}/data/A", rhs=f"{web}/data/b")
+    np.testing.assert_allclose(run(job).x, made.x, rtol=1e-12)
+
+
+def test_a_chunk_that_is_missing_on_the_web_is_named(problem, web):
+    made = problem()
+    (Path(made.matrix) / "c/3/0").unlink()
+    with pytest.raises(BadData, match=r"The chunk c/3/0 of http://.*/data/A is not in the store\. Zarr would"):
+        run(LeastSquares(matrix=f"{web}/data/A", rhs=f"{web}/data/b"))
+
+
+def test_a_result_cannot_be_written_to_the_web(problem, web):
+    with pytest.raises(PlanRefused, match=r"The output http://.*/out cannot be "):
+        run(LeastSquares(**problem().fields, output=f"{web}/out"))
