@@ -1,0 +1,121 @@
+"""Tables: the records as Markdown, put between markers in the README."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+
+Record = dict[str, Any]
+
+
+def put_into(document: Path, folder: Path = records.RESULTS) -> list[str]:
+    """Write each table between `<!-- table: name -->` and `<!-- end -->`; the names that were found there."""
+    text, found = document.read_text(), []
+    for name in TABLES:
+        record = records.load(name, folder)
+        replaced = None if record is None else _replaced(text, name, table_of(name, record))
+        if replaced is not None:
+            text = replaced
+            found.append(name)
+    if found:
+        document.write_text(text)
+    return found
+
+
+def _replaced(text: str, name: str, table: str) -> str | None:
+    """The text with the table between its markers, or None when they are not there."""
+    before, begin, rest = text.partition(f"<!-- table: {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    return f"{before}{begin}\n{table}\n{end}{after}" if end else None
+
+
+def table_of(name: str, record: Record) -> str:
+    """A record as Markdown, with a line that says where the numbers are from."""
+    return f"{TABLES[name](record)}\n\n{_origin(name, record['machine'])}"
+
+
+def _origin(name: str, machine: Record) -> str:
+    versions = machine["versions"]
+    libraries = ", ".join(f"{library} {versions[library]}" for library in ("numpy", "scipy", "zarr", "dask"))
+    return (
+        f"From `benchmarks/results/{name}.json`: {machine['cores']} cores of {machine['processor']}, "
+        f"{machine['memory_bytes'] / 1e9:.0f} GB, {libraries}; {machine['date'][:10]}."
+    )
+
+
+def _speed(record: Record) -> str:
+    head = ("n", "rows", "Tallgrass", "verified", "dask", "NumPy", "times faster than dask", "than NumPy",
+            "reads", "2mn² flops", "over the limit")  # fmt: skip
+    return _table(head, [_speed_row(case) for case in record["cases"]])
+
+
+def _speed_row(case: Record) -> list[str]:
+    faster = case["times_faster_than"]
+    return [
+        f"{case['columns']:,}", f"{case['rows']:,}",
+        *(_median(case, name) for name in ("tallgrass", "tallgrass_verified", "dask", "numpy")),
+        *(f"{faster[name]:.1f}" if name in faster else "" for name in ("dask", "numpy")),
+        *(_median(case, name) for name in ("zarr_reads", "dgemm")), f"{case['over_limit']:.2f}",
+    ]  # fmt: skip
+
+
+def _variants(record: Record) -> str:
+    head = ("stored as", "n", "GB on disk", "Tallgrass", "verified", "dask", "times faster", "reads", "over the limit")
+    return _table(head, [_variant_row(case) for case in record["cases"]])
+
+
+def _variant_row(case: Record) -> list[str]:
+    return [
+        f"{case['dtype']}{', zstd' if case['compressed'] else ''}", f"{case['columns']:,}",
+        f"{case['stored_bytes'] / 1e9:.2f}",
+        *(_median(case, name) for name in ("tallgrass", "tallgrass_verified", "dask")),
+        f"{case['times_faster_than']['dask']:.1f}", _median(case, "zarr_reads"), f"{case['over_limit']:.2f}",
+    ]  # fmt: skip
+
+
+def _median(case: Record, name: str) -> str:
+    return f"{case['seconds'][name]['median']:.2f} s" if name in case["seconds"] else ""
+
+
+def _memory(record: Record) -> str:
+    head = ("", "rows", "GB", "idle worker, MB", "peak, MB", "above idle, MB", "planned peak, MB")
+    return _table(head, [_memory_row(case) for case in record["cases"]])
+
+
+def _memory_row(case: Record) -> list[str]:
+    planned = case.get("planned_peak_bytes")
+    size = [max(case["idle_bytes"]), max(case["peak_bytes"]), case["above_idle_bytes"]]
+    return [
+        {"tallgrass": "Tallgrass", "dask": "dask"}[case["name"]], f"{case['rows']:,}", f"{case['bytes'] / 1e9:.3g}",
+        *(f"{number / 1e6:.0f}" for number in size), f"{planned / 1e6:.0f}" if planned else "",
+    ]  # fmt: skip
+
+
+def _overheads(record: Record) -> str:
+    rows = [(f"`tallgrass {name}`", _seconds(times["median"])) for name, times in record["commands"].items()]
+    at = 1 + [name for name, _ in rows].index("`tallgrass run`")
+    rows[at:at] = [(f"– {step}", _seconds(seconds)) for step, seconds in record["steps"].items()]
+    graph = record["graph"]
+    size = f"{graph['chunks']:,} chunks ({graph['bytes'] / 1e12:.1f} TB)"
+    what = f"graphs of both passes over {size}: {graph['tasks']:,} tasks"
+    return _table(("100 × 5 job, from prompt to prompt", "seconds"), [*rows, (what, _seconds(graph["seconds"]))])
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f}" if seconds < 0.1 else f"{seconds:.2f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is aligned to the right."""
+    rule = [":--", *("--:" for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+TABLES: dict[str, Callable[[Record], str]] = {
+    "speed": _speed,
+    "variants": _variants,
+    "memory": _memory,
+    "overheads": _overheads,
+}
+"""How the record of each name becomes a table."""
