@@ -316,8 +316,8 @@ class Engine:
 
     def _stalled(self, name: str, seconds: float) -> str:
         return (
-            f"Nothing has moved in the pass {name} for {format_seconds(seconds)}: {cluster_state(self.client)}. Look at "
-            "the workers, start others or free their memory and disk, and run the job again; if single steps take "
+            f"Nothing has moved in the pass {name} for {format_seconds(seconds)}: {cluster_state(self.client)}. Look "
+            "at the workers, start others or free their memory and disk, and run the job again; if single steps take "
             "longer than that, raise `no_progress_timeout` in the job file."
         )
 

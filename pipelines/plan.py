@@ -14,7 +14,7 @@ from pipelines.methods.options import Tsqr
 from pipelines.rates import Rates, load_rates
 from pipelines.units import counted, format_bytes
 
-IDLE_BYTES = 190 * 2**20
+IDLE_BYTES = 128 * 2**20
 """Resident memory of a worker that has imported NumPy, SciPy, Zarr and Dask and does nothing."""
 MOST_DECODED = 4
 """Times that a chunk may be decoded in one pass before the plan refuses."""
@@ -252,8 +252,8 @@ def _refuse(job: LeastSquares, inputs: Inputs, layout: Layout, plan: Plan) -> No
         raise PlanRefused(
             f"Chunks of {chunk[0]:,} rows × {chunk[1]:,} columns would be decoded {layout.amplification} times in each "
             f"pass, since all {layout.shape.columns:,} columns of so many rows "
-            f"({format_bytes(chunk[0] * layout.shape.row_bytes)}) are too much to hold. Write the array in chunks of at "
-            f"most {layout.block_rows:,} rows."
+            f"({format_bytes(chunk[0] * layout.shape.row_bytes)}) are too much to hold. Write the array in chunks of "
+            f"at most {layout.block_rows:,} rows."
         )
     if plan.peak_bytes_per_worker > plan.memory_bytes_per_worker:
         raise PlanRefused(_too_large(job, layout, plan))
@@ -265,8 +265,8 @@ def _too_large(job: LeastSquares, layout: Layout, plan: Plan) -> str:
     if layout.shape.side_chunk_bytes > max(states, blocks):
         return (
             f"A worker would need {format_bytes(needed)} and has {format_bytes(there)}: one chunk of the rhs or the "
-            f"weights alone takes {format_bytes(layout.shape.side_chunk_bytes)} and has to be decoded whole. Write that "
-            "array in smaller chunks, such as 64 MB each."
+            f"weights alone takes {format_bytes(layout.shape.side_chunk_bytes)} and has to be decoded whole. Write "
+            "that array in smaller chunks, such as 64 MB each."
         )
     found = (
         f"A worker would need {format_bytes(needed)} and has {format_bytes(there)}: {counted(plan.threads, 'thread')} "

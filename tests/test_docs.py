@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("code", blocks("python"))
@@ -34,13 +34,13 @@ def test_each_job_of_the_readme_is_valid(text):
 
 
 def test_each_command_that_the_readme_shows_exists_and_each_command_is_shown():
-    shown = set(re.findall(r"^tallgrass (\w+)", "\n".join(blocks("sh")), flags=re.M))
+    shown = set(re.findall(r"^tallgrass (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE))
     assert shown == set(main.list_commands(click.Context(main)))
 
 
 def test_each_exit_code_of_the_product_is_in_the_readme():
     codes = {error.exit_code for error in TallgrassError.__subclasses__()} | {0}
-    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.M)}
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
     assert codes == listed
 
 
@@ -51,15 +51,15 @@ def test_each_file_that_the_readme_links_to_exists():
 
 
 def test_each_make_target_that_the_readme_names_exists():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+) ", README, flags=re.M)) <= {
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+) ", README, flags=re.MULTILINE)) <= {
         pair for target in targets for pair in ((target, ""), ("", target))
     }
 
 
 def test_each_room_of_the_architecture_exists_and_each_module_has_a_room():
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
-    rooms = {name.removeprefix("pipelines/") for row in re.findall(r"^\| (`.*?) \|", text, flags=re.M)
+    rooms = {name.removeprefix("pipelines/") for row in re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
              for name in re.findall(r"`([\w/]+)`", row)}  # fmt: skip
     modules = {path.stem for path in (ROOT / "pipelines").iterdir() if path.suffix == ".py" or path.is_dir()}
     light = {"__init__", "__pycache__", "errors", "execute", "progress", "units"}

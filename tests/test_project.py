@@ -114,8 +114,7 @@ def test_every_dependency_of_the_project_is_pinned():
     extras = PROJECT["optional-dependencies"].values()
     wanted = PROJECT["dependencies"] + [needed for extra in extras for needed in extra]
     names = {
-        re.match(r"[\w-]+", needed)[0].lower().replace("_", "-").replace("ruamel", "ruamel-yaml")
-        for needed in wanted
+        re.match(r"[\w-]+", needed)[0].lower().replace("_", "-").replace("ruamel", "ruamel-yaml") for needed in wanted
     }
     assert names - PINS.keys() == set()
 
@@ -236,9 +235,7 @@ def test_the_flights_become_numbers_and_indicators_of_every_level(flights, tmp_p
     assert group["A"].metadata.dimension_names == ("flight", "column")
 
 
-def test_flights_that_cannot_be_written_leave_the_old_ones_and_nothing_half_done(
-    flights, tmp_path, monkeypatch
-):
+def test_flights_that_cannot_be_written_leave_the_old_ones_and_nothing_half_done(flights, tmp_path, monkeypatch):
     flights["main"](tmp_path / "flights.zarr")
     monkeypatch.setitem(flights["main"].__globals__, "design_rows", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -81,9 +81,7 @@ def read_flights(flights_csv: Path, weather: pd.DataFrame) -> Iterator[pd.DataFr
     """The flights in the order of the file, ROWS_PER_CHUNK at a time, with their weather."""
     with pd.read_csv(flights_csv, chunksize=ROWS_PER_CHUNK) as parts:
         for flights in parts:
-            yield derive(
-                flights.merge(weather, how="left", on=["origin", "time_hour"], validate="many_to_one")
-            )
+            yield derive(flights.merge(weather, how="left", on=["origin", "time_hour"], validate="many_to_one"))
 
 
 def derive(flights: pd.DataFrame) -> pd.DataFrame:
@@ -121,9 +119,7 @@ def indicators(category: pd.Series, levels: list) -> np.ndarray:
     return np.where(category.isna().to_numpy()[:, None], np.nan, is_level)
 
 
-def create_array(
-    group: zarr.Group, name: str, shape: tuple[int, ...], dimensions: tuple[str, ...]
-) -> zarr.Array:
+def create_array(group: zarr.Group, name: str, shape: tuple[int, ...], dimensions: tuple[str, ...]) -> zarr.Array:
     """Chunks of whole rows, not compressed (noise does not shrink), each with a checksum against damage."""
     return group.create_array(
         name,
