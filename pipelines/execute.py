@@ -50,10 +50,10 @@ def run(
     resources = resources or (_resources_of(client) if client else this_machine())
     plan = plan_of(job, inputs, layout, resources, load_rates())
     staging = None if job.output is None else Staging(job.output, run_id, overwrite=job.overwrite)
-    if staging is not None:
-        staging.need_space(_result_bytes(job, layout))
     engine = Engine(client, listener, job.no_progress_timeout, resources.threads)
     try:
+        if staging is not None:
+            staging.need_space(_result_bytes(job, layout))
         with one_blas_thread():
             solution = _solve(job, inputs, layout, engine, staging)
             certificate = certify(solution, wide=layout.shape.wide, ridge=job.ridge, warnings=plan.warnings)

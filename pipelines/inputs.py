@@ -146,7 +146,8 @@ def _check_dimensions(shape: tuple[int, ...], name: str, where: str, most: int) 
 def _must_agree(found: int, m: int, name: str, what: str) -> None:
     if found != m:
         raise BadData(
-            f"The {name} has {found:,} {what} and the matrix has {m:,} rows; they have to be the same. "
+            f"The {name} {'have' if name == 'weights' else 'has'} {found:,} {what} and the matrix has {m:,} rows; "
+            "they have to be the same. "
             "Check that both were written from the same data, or choose a part with "
             f"`{name}: {{url: …, rows: [0, {min(found, m)}]}}`."
         )

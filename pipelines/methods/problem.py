@@ -12,6 +12,9 @@ from pipelines.matrix import Source, Span, System, Tally
 from pipelines.passes.factor import Factor
 from pipelines.small.rank import Decision, Tolerance, column_norms, tolerance
 
+LARGEST = 1e70
+"""Norms above this, or below its inverse, are refused: squares of products of such numbers are no 64-bit floats."""
+
 
 class Runs(Protocol):
     """The engine: a pass over all spans of a system."""
@@ -102,6 +105,16 @@ def not_finite(count: int, first: tuple[int, int, str]) -> str:
     )
 
 
+def in_range(name: str, norms: np.ndarray) -> None:
+    """Raises BadData when later sums of squares would overflow or vanish, and their certificate with them."""
+    for norm in norms[(norms > LARGEST) | ((norms > 0) & (norms < 1 / LARGEST))][:1]:
+        norm = min(norm, 1e154)  # the largest whose square is a float
+        raise BadData(
+            f"The norm of the {name} is {norm:.1e}, and squares of products of such numbers leave the range of 64-bit "
+            f"floats. Divide it by {10.0 ** round(np.log10(norm)):.0e} and run the job again; x changes by that factor."
+        )
+
+
 def unchanged(first: Tally, later: Tally) -> None:
     """Raises BadData when a later pass has met other chunks than the first."""
     names = ("matrix", "rhs", "weights")
@@ -115,4 +128,4 @@ def unchanged(first: Tally, later: Tally) -> None:
 
 def frobenius(R: np.ndarray) -> float:
     """‖R‖_F = ‖A‖_F, without overflow or underflow."""
-    return float(np.linalg.norm(column_norms(R)))
+    return float(column_norms(column_norms(R)[:, None])[0])

@@ -16,6 +16,7 @@ from pipelines.methods.problem import (
     check,
     factor_pass,
     frobenius,
+    in_range,
     tolerance_of,
     unchanged,
 )
@@ -23,7 +24,7 @@ from pipelines.methods.tsqr_wide import solve_wide
 from pipelines.passes.verify import Leftover, Verify
 from pipelines.small.backward import UNSEEN, U, forward_bounds, optimal_backward_errors
 from pipelines.small.inverse import Inverse, decide, with_ridge
-from pipelines.small.rank import Decision, column_scales, largest_singular_value
+from pipelines.small.rank import Decision, column_norms, column_scales, largest_singular_value
 
 UNEVEN_ROWS = 1e4
 """Householder QR without row sorting loses accuracy when rows differ by more than this (Cox & Higham 1998)."""
@@ -44,6 +45,8 @@ def _solve_tall(problem: Problem, engine: Runs) -> Solution:
     whole, tally = engine(factor_pass(layout), problem.system, spans)
     check(tally)
     plain = _split(whole, layout.shape.columns)
+    in_range("matrix", np.atleast_1d(frobenius(plain.R)))
+    in_range("rhs", np.hypot(column_norms(plain.C), np.sqrt(plain.tail)))
     triangle = with_ridge(plain, problem.ridge) if problem.ridge else plain
     decision, inverse = decide(triangle.R, tolerance_of(problem, tally.rows), exact=problem.exact_values)
     x = inverse.solve(triangle.C)

@@ -19,6 +19,7 @@ from pipelines.methods.problem import (
     check,
     factor_pass,
     frobenius,
+    in_range,
     not_finite,
     tolerance_of,
     unchanged,
@@ -27,7 +28,7 @@ from pipelines.passes.combine import Combine, Combined
 from pipelines.passes.mask import Mask
 from pipelines.small.backward import UNSEEN, U, forward_bounds
 from pipelines.small.inverse import Inverse, MinimumNorm, decide, with_ridge
-from pipelines.small.rank import Decision, column_scales, largest_singular_value
+from pipelines.small.rank import Decision, column_norms, column_scales, largest_singular_value
 
 
 def solve_wide(problem: Problem, engine: Runs) -> Solution:
@@ -36,6 +37,8 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
     layout, spans = problem.layout, problem.layout.spans
     triangle, tally = engine(factor_pass(layout), problem.system, spans)
     check(tally, wide=True)
+    in_range("matrix", np.atleast_1d(frobenius(triangle.R)))
+    in_range("rhs", column_norms(b))
     plain = triangle.R
     triangle = with_ridge(triangle, problem.ridge) if problem.ridge else triangle
     decision, inverse = _decide_wide(problem, triangle.R, layout.shape.rows)
