@@ -6,6 +6,7 @@ import fcntl
 import glob
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ SWAP = 2
 """RENAME_EXCHANGE of Linux: two names change places in one step."""
 HERE = -100
 """AT_FDCWD: relative paths start from the current directory."""
+TRIES, PAUSE = 20, 0.05
+"""Removals of a folder, and seconds between: what an interrupted thread still writes may bring it back for a moment."""
 
 
 class Place(Protocol):
@@ -91,20 +94,35 @@ class Folder:
         self.check(overwrite=overwrite)
         _swap(self.folder, self.final)
         _flush_folder(self.final.parent)
-        self.discard()  # the old result, which is in the hidden folder now
+        self._end()  # of the old result, which is in the hidden folder now
 
     def discard(self) -> None:
-        if self._lock is not None:
-            self._remove(self.folder)
-            os.close(self._lock)
-            self._lock = None
+        if self._lock is None:
+            return
+        for _ in range(TRIES):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            time.sleep(PAUSE)
+            if not self.folder.exists():
+                break
+        self._end()
+
+    def _end(self) -> None:
+        assert self._lock is not None
+        self._remove(self.folder)
+        os.close(self._lock)
+        self._lock = None
 
     def _sweep(self) -> None:
-        """Remove what killed runs have left beside this result: nobody holds their lock."""
-        for file in self.final.parent.glob(f".{glob.escape(self.final.name)}.partial-*.lock"):
+        """Remove what killed runs have left beside this result: folders whose lock nobody holds, or that have none."""
+        mine = f".{glob.escape(self.final.name)}.partial-*"
+        folders = [folder for folder in self.final.parent.glob(mine) if folder.suffix not in (".lock", ".old")]
+        for file in self.final.parent.glob(f"{mine}.lock"):
             with suppress(OSError), _opened(file, os.O_RDWR) as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._remove(file.with_suffix(""))
+        for folder in folders:
+            if not _beside(folder, "lock").exists():
+                self._remove(folder)
 
     def _remove(self, folder: Path) -> None:
         """The traces of one run; the old result goes back to its place if the run took it from there."""
