@@ -1,12 +1,15 @@
 """Minimum norm for a wide A, from the same factor: rows of Aᴴ are read, and Aᴴ = QR.
 
 Demmel & Higham 1993 (underdetermined systems): x = Aᴴ R⁻¹ R⁻ᴴ b is as accurate as the method that forms Q, but its
-residual is not small until one step of refinement has been taken.
+residual is not small until one step of refinement has been taken; and with a condition number κ above 1/√u that does
+not help.  There a second factor says how far Aᴴ R⁻¹ is from orthonormal: Aᴴ R⁻¹ = Q R₂, so x = Aᴴ R⁻¹ R₂⁻¹ (R₂R)⁻ᴴ b
+is the method that forms Q, without storing it.
 """
 
 from dataclasses import replace
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from pipelines.errors import BadData
 from pipelines.kernels.sweep import squares
@@ -27,12 +30,15 @@ from pipelines.methods.problem import (
 from pipelines.passes.combine import Combine, Combined
 from pipelines.passes.mask import Mask
 from pipelines.small.backward import UNSEEN, U, forward_bounds
-from pipelines.small.inverse import Inverse, MinimumNorm, decide, with_ridge
+from pipelines.small.inverse import FullRank, Inverse, MinimumNorm, decide, with_ridge
 from pipelines.small.rank import Decision, column_norms, column_scales, largest_singular_value
+
+STEEP = 1e7
+"""Condition numbers above this need the second factor: a step of refinement gains a factor of κ²u at the most."""
 
 
 def solve_wide(problem: Problem, engine: Runs) -> Solution:
-    """Minimum norm through Aᴴ = QR: x = Aᴴ y with (RᴴR) y = b, y refined once against the A x that it gives."""
+    """Minimum norm through Aᴴ = QR: x = Aᴴ y with (RᴴR) y = b, refined once against the A x that it gives."""
     problem, b, omitted = _equations(problem, engine)
     layout, spans = problem.layout, problem.layout.spans
     triangle, tally = engine(factor_pass(layout), problem.system, spans)
@@ -42,20 +48,47 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
     plain = triangle.R
     triangle = with_ridge(triangle, problem.ridge) if problem.ridge else triangle
     decision, inverse = _decide_wide(problem, triangle.R, layout.shape.rows)
-    y = inverse.normal(b)
-    if problem.verify:
-        first = _combine(problem, engine, y, tally, keep=False)
-        y = y + inverse.normal(b - first.Ax - problem.ridge * y)
-    last = _combine(problem, engine, y, tally, keep=True)
+    steep = problem.verify and decision.condition_number > STEEP
+    if steep and isinstance(inverse, FullRank):
+        y, last = _orthogonal(problem, engine, inverse, b, tally)
+    else:
+        steep, (y, last) = False, _refined(problem, engine, inverse, b, tally)
     r = b - last.Ax
     solution = Solution(
         x=_assembled(last, problem, b.shape[1]), rss=squares(r), b_norm=np.linalg.norm(b, axis=0), decision=decision,
-        R=plain, a_norm=frobenius(plain), measured=None, refined=problem.verify, rows=layout.shape.columns - omitted,
-        omitted=omitted, uneven_rows=None, identity=tally.identity,
+        R=plain, a_norm=frobenius(plain), measured=None, refined=problem.verify and not steep,
+        rows=layout.shape.columns - omitted, omitted=omitted, uneven_rows=None, identity=tally.identity,
     )  # fmt: skip
     if not problem.verify:
         return solution
     return replace(solution, measured=_measured_wide(triangle.R, r - problem.ridge * y, last, decision))
+
+
+def _refined(
+    problem: Problem, engine: Runs, inverse: Inverse, b: np.ndarray, tally: Tally
+) -> tuple[np.ndarray, Combined]:
+    """What solves (RᴴR) y = b, and the sums of x = Aᴴ y, after one step of refinement when there is a read for it."""
+    y = inverse.normal(b)
+    if not problem.verify:
+        return y, _combine(problem, engine, (y,), tally, keep=True)
+    first = _combine(problem, engine, (y,), tally, keep=False)
+    step = inverse.normal(b - first.Ax - problem.ridge * y)
+    return y + step, _combine(problem, engine, (y, step), tally, keep=True)
+
+
+def _orthogonal(
+    problem: Problem, engine: Runs, inverse: FullRank, b: np.ndarray, tally: Tally
+) -> tuple[np.ndarray, Combined]:
+    """The same with x = Aᴴ R⁻¹ v, v = R₂⁻¹ R₂⁻ᴴ R⁻ᴴ b: as good as with a stored Q at any condition number."""
+    R, layout = inverse.R, problem.layout
+    step = replace(factor_pass(layout), name="orthogonalise", over=R)
+    second, seen = engine(step, problem.system, layout.spans)
+    unchanged(tally, seen)
+    R2 = np.triu(second.R)
+    if problem.ridge:  # [Aᴴ; √λ I] R⁻¹ has these rows too
+        R2 = np.linalg.qr(np.vstack([R2, np.sqrt(problem.ridge) * FullRank(R).solve(np.eye(len(R)))]), mode="r")
+    v = FullRank(R2).normal(solve_triangular(R, b, trans="C", check_finite=False))
+    return inverse.solve(v), _combine(problem, engine, (v,), tally, keep=True, over=R)
 
 
 def _equations(problem: Problem, engine: Runs) -> tuple[Problem, np.ndarray, int]:
@@ -88,12 +121,20 @@ def _decide_wide(problem: Problem, R: np.ndarray, n: int) -> tuple[Decision, Inv
     return decision, inverse
 
 
-def _combine(problem: Problem, engine: Runs, y: np.ndarray, tally: Tally, *, keep: bool) -> Combined:
+def _combine(
+    problem: Problem,
+    engine: Runs,
+    ys: tuple[np.ndarray, ...],
+    tally: Tally,
+    *,
+    keep: bool,
+    over: np.ndarray | None = None,
+) -> Combined:
     layout = problem.layout
     target = None
     if keep and problem.target is not None:
-        target = problem.target(layout.shape.rows, y.shape[1], layout.span_rows)
-    step = Combine(y, layout.shape.dtype, layout.slab_rows, keep, target)
+        target = problem.target(layout.shape.rows, ys[0].shape[1], layout.span_rows)
+    step = Combine(ys, layout.shape.dtype, layout.slab_rows, keep, target, over)
     combined: Combined
     combined, seen = engine(step, problem.system, layout.spans)
     unchanged(tally, seen)

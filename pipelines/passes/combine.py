@@ -1,4 +1,7 @@
-"""x = Aᴴ y for a wide A, read as rows of Aᴴ, and in the same read A x: what y promises and what it leaves over."""
+"""x = Aᴴ y for a wide A, read as rows of Aᴴ, and in the same read A x: what y promises and what it leaves over.
+
+A correction dy of y is added to x as Aᴴ dy, never to y: Aᴴ (y + dy) would round as much as Aᴴ y did.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
-from pipelines.kernels.sweep import squares
+from pipelines.kernels.sweep import rows_of_q, squares
 from pipelines.matrix import Slab, Span
 
 
@@ -23,25 +26,31 @@ class Combined:
 
 @dataclass(frozen=True)
 class Combine:
-    """x = Aᴴ y, y being (m, k): stored span by span in the array `target`, or kept, or only measured."""
+    """x = Aᴴ y₁ + Aᴴ y₂ + …: stored span by span in the array `target`, or kept, or only measured."""
 
-    y: np.ndarray
+    ys: tuple[np.ndarray, ...]
+    """Each (m, k): the first y and its corrections."""
     dtype: np.dtype[Any]
     slab_rows: int
     keep: bool
     """True when x is wanted, False when only A x is."""
     target: str | None = None
     """A Zarr array (n, k) whose chunks are the spans, or None to keep x in memory."""
+    over: np.ndarray | None = None
+    """An R by which the rows are divided first: x = Aᴴ R⁻¹ y."""
     group: int = 64
     fan_in: int = 8
     name: str = "combine"
 
     def start(self) -> Combined:
-        return Combined(np.zeros(self.y.shape, self.dtype), np.zeros(self.y.shape[1]))
+        return Combined(np.zeros(self.ys[0].shape, self.dtype), np.zeros(self.ys[0].shape[1]))
 
     def absorb(self, state: Combined, slab: Slab) -> Combined:
         a, _ = slab.values(self.dtype)
-        x = a @ self.y
+        q = a if self.over is None else rows_of_q(a, self.over)
+        x = q @ self.ys[0]
+        for y in self.ys[1:]:
+            x += q @ y
         state.Ax += a.conj().T @ x
         state.xx += squares(x)
         if self.keep:

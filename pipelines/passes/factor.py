@@ -27,6 +27,8 @@ class Factor:
     fan_in: int
     block: int | None = None
     name: str = "factor"
+    over: np.ndarray | None = None
+    """An R by which the rows are divided first: the factor of A R⁻¹ says how far that is from orthonormal."""
 
     def start(self) -> Triangle:
         return Triangle.empty(self.p, self.t, self.dtype)
@@ -35,6 +37,8 @@ class Factor:
         work = sweep.workspace(self.p, self.t, self.dtype, self.slab_rows, self.block)
         S = work.buffer(slab.a.shape[0])
         slab.fill(S)
+        if self.over is not None:
+            S[...] = sweep.rows_of_q(slab.values(self.dtype)[0], self.over)
         work.absorb(state, S)
         return state
 
