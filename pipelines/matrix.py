@@ -55,6 +55,8 @@ class Stored:
     run: str
     transposed: bool = False
     """True for a wide A: rows of this source are the conjugated columns of the array."""
+    narrow: bool = False
+    """True for a right-hand side and for weights: their chunks hold many reads' rows, and are kept."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -75,7 +77,8 @@ class Stored:
             return block[:, columns - first].conj().T if self.picked else block.conj().T
         rows = slice(self.rows[0] + start, self.rows[0] + stop)
         if not self.picked:
-            return reader.read(rows, slice(*self.columns), out)
+            every = slice(*self.columns)
+            return reader.read_kept(rows, every) if self.narrow else reader.read(rows, every, out)
         columns = np.array(self.columns)
         first = int(columns.min(initial=0))
         return reader.read(rows, slice(first, int(columns.max(initial=-1)) + 1))[:, columns - first]

@@ -37,6 +37,7 @@ class Reader:
         self.info = describe(url)
         self.shape = (self.info.shape[0], self.info.shape[1] if len(self.info.shape) > 1 else 1)
         self.chunks = (self.info.chunks[0], self.info.chunks[1] if len(self.info.chunks) > 1 else 1)
+        self._kept: tuple[tuple[slice, slice], np.ndarray] | None = None
         self._sealed: set[tuple[int, int]] = set()
         self._files = self._chunk_files() if self.info.plain else None
         if fill_missing:
@@ -72,6 +73,17 @@ class Reader:
         except Exception as error:  # codecs raise ValueError, RuntimeError, struct.error, zlib.error, ...
             raise self._explain(error, rows, columns) from error
         return np.asarray(block, self.info.dtype).reshape(shape)
+
+    def read_kept(self, rows: slice, columns: slice) -> np.ndarray:
+        """As read, but the chunks that these rows are in are kept: those of narrow arrays last for many reads."""
+        height = self.chunks[0]
+        if self._files is not None or (rows.start % height == 0 and rows.stop % height == 0):
+            return self.read(rows, columns)
+        whole = slice(rows.start // height * height, min(-(-rows.stop // height) * height, self.shape[0]))
+        kept = self._kept
+        if kept is None or kept[0] != (whole, columns):
+            kept = self._kept = ((whole, columns), self.read(whole, columns))
+        return kept[1][rows.start - whole.start : rows.stop - whole.start]
 
     def _explain(self, error: Exception, rows: slice, columns: slice) -> Exception:
         """The letter about the first chunk of this region that cannot be read."""
@@ -114,7 +126,6 @@ class Reader:
             return f" ({stored - self.array.nchunks_initialized:,} of its {stored:,} chunks are missing)"
         except Exception:  # noqa: BLE001  # a store that may not be listed
             return ""
-        return f" ({stored - self.array.nchunks_initialized:,} of its {stored:,} chunks are missing)"
 
     def _check_shards(self, rows: slice, columns: slice) -> None:
         """Zarr fills the missing inner chunks of a shard that is there; its index tells which they are."""
@@ -193,6 +204,11 @@ class Reader:
             return f"{key} missing"
 
 
+def _out_of_reach(error: Exception) -> bool:
+    """True for what a store says, False for what a codec says (also OSError, of gzip, but without a number)."""
+    return isinstance(error, ObstoreError) or (isinstance(error, OSError) and error.errno is not None)
+
+
 def _beginning(part: slice, whole: slice, size: int) -> range:
     """The chunks of a size that begin in a part of a window, the first part taking what hangs over its start."""
     first = part.start // size if part.start == whole.start else -(-part.start // size)
@@ -204,11 +220,6 @@ def _digest(text: str) -> int:
 
 
 @lru_cache(maxsize=16)
-def _out_of_reach(error: Exception) -> bool:
-    """True for what a store says, False for what a codec says (also OSError, of gzip, but without a number)."""
-    return isinstance(error, ObstoreError) or (isinstance(error, OSError) and error.errno is not None)
-
-
 def reader(url: str, fill_missing: bool, run: str) -> Reader:  # noqa: ARG001  # `run` is part of the key
     """This process's reader of an array; `run` keeps a later job from seeing an earlier one's metadata."""
     return Reader(url, fill_missing=fill_missing)
