@@ -161,12 +161,12 @@ def _shape(A: Source, k: int, dtype: np.dtype[Any], *, wide: bool) -> Shape:
         chunks, shards = _pair(A.info.chunks), _pair(A.info.shards or A.info.chunks)
         chunk = (chunks[1], chunks[0]) if wide else chunks
         unit = shards[1] if wide else shards[0]
-        partial = A.info.plain and not A.info.checksums
+        partial = A.info.partial
     return Shape(rows, columns, k, wide, A.dtype.itemsize, dtype, chunk, max(1, unit), partial)
 
 
 def _side_chunk_bytes(infos: dict[str, storage.ArrayInfo], *, wide: bool) -> int:
-    sides = [info for name, info in infos.items() if name != "matrix" and not info.plain]
+    sides = [info for name, info in infos.items() if name != "matrix" and not info.partial]
     return 0 if wide else max((math.prod(info.chunks) * info.dtype.itemsize for info in sides), default=0)
 
 

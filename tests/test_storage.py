@@ -175,6 +175,22 @@ def test_a_column_that_is_not_there_is_an_error(save):
         run(job)
 
 
+@pytest.mark.parametrize("name", CODECS)
+def test_a_narrow_array_gives_the_same_rows_when_its_chunks_are_kept(save, name):
+    url = save("b", NUMBERS[:, :2], (6, 2), **CODECS[name] | ({"shards": (12, 2)} if "shards" in CODECS[name] else {}))
+    reader = Reader(url, fill_missing=False)
+    for start, stop in ((0, 4), (4, 8), (8, 12), (12, 18), (18, 23), (3, 4), (0, 23)):
+        np.testing.assert_array_equal(reader.read_kept(slice(start, stop), slice(0, 2)), NUMBERS[start:stop, :2])
+
+
+def test_a_chunk_that_must_be_read_whole_is_read_once_for_many_rows(save):
+    url = save("b", np.arange(1000.0), (1000,), compressors=[Crc32cCodec()])
+    reader = Reader(url, fill_missing=False)
+    reader.read_kept(slice(0, 10), slice(0, 1))
+    chunk(url, 0).unlink()
+    np.testing.assert_array_equal(reader.read_kept(slice(10, 20), slice(0, 1))[:, 0], np.arange(10.0, 20))
+
+
 # Chunks that are not there
 
 

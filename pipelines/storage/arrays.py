@@ -36,9 +36,14 @@ class ArrayInfo:
     checksums: bool
     """True when damage to a chunk's bytes cannot pass unnoticed: CRC-32C, gzip, or zstd with its checksum."""
     plain: bool
-    """True when chunks are uncompressed files on a local disk: any rows of one can be read alone."""
+    """True when chunks are uncompressed files on a local disk, perhaps with a CRC-32C."""
     names: tuple[str, ...]
     """The array's `columns` attribute, when there is one."""
+
+    @property
+    def partial(self) -> bool:
+        """True when any rows of a chunk can be read alone; a checksum can only be checked on the whole chunk."""
+        return self.plain and not self.checksums
 
 
 def local_path(url: str) -> Path | None:

@@ -77,7 +77,7 @@ class Reader:
     def read_kept(self, rows: slice, columns: slice) -> np.ndarray:
         """As read, but the chunks that these rows are in are kept: those of narrow arrays last for many reads."""
         height = self.chunks[0]
-        if self._files is not None or (rows.start % height == 0 and rows.stop % height == 0):
+        if self.info.partial or (rows.start % height == 0 and rows.stop % height == 0):
             return self.read(rows, columns)
         whole = slice(rows.start // height * height, min(-(-rows.stop // height) * height, self.shape[0]))
         kept = self._kept
