@@ -64,18 +64,20 @@ def decide(R: np.ndarray, tolerance: Tolerance, *, exact: bool) -> tuple[Decisio
     `exact` asks for the singular values in any case.
     """
     n = R.shape[0]
+    exact = exact or n <= ranks.EXACT_UP_TO
     D = ranks.column_scales(R) if tolerance.scaled else np.ones(n)
     RD = R * D
     rcond = ranks.reciprocal_condition(RD)
     # κ₂ ≤ n κ₁, and the estimate may be off by 3: above this bound no singular value can lie below the tolerance.
     if rcond > 10 * n * tolerance.rtol and n > 0:
-        return _full(R, RD, tolerance, exact=exact or n <= ranks.EXACT_UP_TO), FullRank(R)
+        return _full(R, RD, tolerance, exact=exact), FullRank(R)
     U, S, Vh = np.linalg.svd(RD)
     rank = int((tolerance.rtol * S[0] < S).sum()) if n and S[0] > 0 else 0
+    decision = _decided(R, S, rank, tolerance, exact=exact)
     if rank == n:
-        return _decided(R, S, rank, tolerance), FullRank(R)
+        return decision, FullRank(R)
     inverse = _minimum_norm(D, U[:, :rank], S[:rank], Vh[:rank])
-    return _tilted(_decided(R, S, rank, tolerance), D, inverse), inverse
+    return _tilted(decision, D, inverse), inverse
 
 
 def _minimum_norm(D: np.ndarray, U: np.ndarray, S: np.ndarray, Vh: np.ndarray) -> MinimumNorm:
@@ -106,11 +108,17 @@ def _full(R: np.ndarray, RD: np.ndarray, tolerance: Tolerance, *, exact: bool) -
     return Decision(n, tolerance, None, largest, smallest, 1 / relative, relative, None, 1 / scaled_smallest, 0.0)
 
 
-def _decided(R: np.ndarray, S: np.ndarray, rank: int, tolerance: Tolerance) -> Decision:
-    s = np.linalg.svd(R, compute_uv=False) if tolerance.scaled else S
+def _decided(R: np.ndarray, S: np.ndarray, rank: int, tolerance: Tolerance, *, exact: bool) -> Decision:
+    s = S if not tolerance.scaled else np.linalg.svd(R, compute_uv=False) if exact else None
     relative = S / S[0] if rank else S
+    largest = smallest = 0.0
+    if rank and s is not None:
+        largest, smallest = float(s[0]), float(s[rank - 1])
+    elif rank:  # below full rank, the inverse will tell what the smallest is
+        largest = ranks.largest_singular_value(R)
+        smallest = ranks.smallest_singular_value(R) if rank == len(S) else 0.0
     return Decision(
-        rank, tolerance, s, float(s[0]) if rank else 0.0, float(s[rank - 1]) if rank else 0.0,
+        rank, tolerance, s, largest, smallest,
         float(S[0] / S[rank - 1]) if rank else 1.0,
         float(relative[rank - 1]) if rank else None, float(relative[rank]) if rank < len(S) else None,
         float(1 / S[rank - 1]) if rank else 0.0, 0.0,
@@ -122,8 +130,13 @@ def _tilted(decision: Decision, D: np.ndarray, inverse: MinimumNorm) -> Decision
     if not decision.rank:
         return decision
     small = _triangular(inverse.T, np.diag(1 / inverse.S), adjoint=True)
-    smallest, scaled = 1 / np.linalg.norm(small, 2), np.linalg.norm((inverse.Q / D[:, None]) @ small, 2)
-    return replace(decision, smallest=float(smallest), scaled_inverse=float(scaled), tilt=float(1 / D.min()))
+    smallest, scaled = 1 / _norm(small), _norm((inverse.Q / D[:, None]) @ small)
+    return replace(decision, smallest=smallest, scaled_inverse=scaled, tilt=float(1 / D.min()))
+
+
+def _norm(M: np.ndarray) -> float:
+    """‖M‖₂: for large M by the power method, which costs n² and not n³."""
+    return float(np.linalg.norm(M, 2)) if M.shape[1] <= ranks.EXACT_UP_TO else ranks.largest_singular_value(M)
 
 
 def with_ridge(triangle: Triangle, ridge: float) -> Triangle:

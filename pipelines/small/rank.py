@@ -116,7 +116,7 @@ def reciprocal_condition(R: np.ndarray) -> float:
 
 def largest_singular_value(R: np.ndarray) -> float:
     """‖R‖₂ by the power method: from below, and within a few per cent."""
-    return _power(R.shape[0], R.dtype, lambda v: R.conj().T @ (R @ v)) ** 0.5
+    return _power(R.shape[1], R.dtype, lambda v: R.conj().T @ (R @ v)) ** 0.5
 
 
 def smallest_singular_value(R: np.ndarray) -> float:
