@@ -86,7 +86,7 @@ def _killed(client: "Client", error: Any) -> str:
     task, deaths = _plain(error.task), error.allowed_failures + 1
     lines = [*RECENT, *_nanny_lines(client)]
     begin = f'The task "{task}" was run by {deaths} workers, and each of them died'
-    limit = _limit(client)
+    limit = _limit(error)
     if over := [match for line in lines if (match := _OVER_LIMIT.search(line))]:
         return f"{begin}: it took more than {over[-1][1]} % of the memory limit{limit}. {MORE_MEMORY}."
     if signals := [int(match[1]) for line in lines if (match := _SIGNAL.search(line))]:
@@ -110,9 +110,9 @@ def _by_signal(number: int) -> str:
     return f"something outside ended it with signal {number}. Ask whoever runs this machine."
 
 
-def _limit(client: "Client") -> str:
-    limits = [worker["memory_limit"] for worker in workers_now(client) or [] if worker["memory_limit"]]
-    return f" of {format_bytes(min(limits))}" if limits else ""
+def _limit(error: Any) -> str:
+    limit = getattr(error.last_worker, "memory_limit", 0)  # of the last one that died, since none may be there now
+    return f" of {format_bytes(limit)}" if limit else ""
 
 
 def _nanny_lines(client: "Client") -> list[str]:

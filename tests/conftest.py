@@ -1,5 +1,6 @@
 """What several files of tests share: stored arrays, a problem on disk, and the command as a user types it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,12 @@ def stored(path: Path | str, array: np.ndarray, chunks: tuple[int, ...] | None =
     made = zarr.create_array(path, shape=array.shape, dtype=array.dtype, chunks=chunks or array.shape, **options)
     made[...] = array
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def store() -> Callable[..., str]:
+    """Stores an array at a path; gives the path."""
+    return stored
 
 
 @pytest.fixture
@@ -61,9 +68,7 @@ def command(tmp_path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
 
 
 def written(folder: Path, job: dict[str, Any]) -> Path:
-    """The job as a file."""
-    import json  # JSON is YAML
-
+    """The job as a file: JSON is YAML."""
     path = folder / "job.yaml"
     path.write_text(json.dumps({"kind": "least_squares"} | job))
     return path
