@@ -94,7 +94,10 @@ def _build(data: DataSet) -> tuple[float, int]:
     dtype = layout.shape.dtype
     system = System(inputs.A, inputs.b, None, dtype, omit_rows=False, block_rows=layout.block_rows)
     work = Work(system, layout.spans, layout.shape.row_bytes)
-    steps: tuple[Any, ...] = (factor_pass(layout), Verify(np.zeros((COLUMNS, 1)), dtype, layout.slab_rows))
+    steps: tuple[Any, ...] = (
+        factor_pass(layout),
+        Verify(np.zeros((COLUMNS, 1)), np.ones(COLUMNS), dtype, layout.slab_rows),
+    )
     graphs = [build(step, work, f"run{number}")[0] for number, step in enumerate(steps)]
     seconds = time.perf_counter() - began
     # Apart from its tasks, a graph holds the pass and the system once each.

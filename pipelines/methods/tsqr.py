@@ -30,6 +30,8 @@ UNEVEN_ROWS = 1e4
 """Householder QR without row sorting loses accuracy when rows differ by more than this (Cox & Higham 1998)."""
 LONG_STEP = 1e-12
 """A refinement step shorter than this, relative to x, is not worth another pass."""
+NOISE_STEPS = 10.0
+"""A step this many times longer than the rounding error of Aᴴr makes it is a step, and not that error."""
 GOOD = 8.0
 """Backward errors up to this many roundoffs, times √n, are as good as LAPACK's."""
 
@@ -73,13 +75,13 @@ def _split(whole: Triangle, n: int) -> Triangle:
 def _verified(
     problem: Problem, engine: Runs, R: np.ndarray, decision: Decision, inverse: Inverse, x: np.ndarray, tally: Tally
 ) -> tuple[np.ndarray, Measured, bool, float]:
-    """x, or x with one step of refinement where that is called for and a further read finds it no worse."""
-    first, step, uneven = _leftover(problem, engine, R, decision, inverse, x, tally)
-    if not _worth_a_step(first, step, x, R, uneven):
+    """x, or x with one step of refinement where that is called for and a further read finds it better."""
+    first, step, noise, uneven = _leftover(problem, engine, R, decision, inverse, x, tally)
+    if not _worth_a_step(first, step, x, R, noise, uneven):
         return x, first, False, uneven
     better = x + step
-    second, _, _ = _leftover(problem, engine, R, decision, inverse, better, tally)
-    take = second.backward <= np.maximum(first.backward, 4 * U)
+    second, further, _, _ = _leftover(problem, engine, R, decision, inverse, better, tally)
+    take = _better(first, second, step, further, R)
     x = np.where(take, better, x)
     both = zip((second.rss, second.backward, second.forward), (first.rss, first.backward, first.forward), strict=True)
     return x, Measured(*(np.where(take, new, old) for new, old in both)), bool(take.any()), uneven
@@ -87,10 +89,10 @@ def _verified(
 
 def _leftover(
     problem: Problem, engine: Runs, R: np.ndarray, decision: Decision, inverse: Inverse, x: np.ndarray, tally: Tally
-) -> tuple[Measured, np.ndarray, float]:
-    """What a read says about x, the step that the same read offers, and how uneven the rows are."""
+) -> tuple[Measured, np.ndarray, np.ndarray, float]:
+    """What a read says about x, the step that it offers, how much of that is rounding, and how uneven the rows are."""
     shape = problem.layout.shape
-    step = Verify(x, shape.dtype, problem.layout.slab_rows)
+    step = Verify(x, column_scales(R), shape.dtype, problem.layout.slab_rows)
     left: Leftover
     left, seen = engine(step, problem.system, problem.layout.spans)
     unchanged(tally, seen)
@@ -99,7 +101,8 @@ def _leftover(
     backward = optimal_backward_errors(R, g, rss, x) / (frobenius(R) or 1.0)
     measured = Measured(left.rss, np.maximum(backward, U), _forward(R, decision, g, rss, x))
     uneven = (left.heaviest / left.lightest) ** 0.5 if left.lightest < np.inf else 1.0
-    return measured, inverse.normal(g), uneven
+    noise = U * np.sqrt(left.noise) * decision.scaled_inverse**2
+    return measured, inverse.normal(g), noise, uneven
 
 
 def _forward(R: np.ndarray, decision: Decision, g: np.ndarray, rss: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -112,11 +115,30 @@ def _forward(R: np.ndarray, decision: Decision, g: np.ndarray, rss: np.ndarray, 
     return forward_bounds(epsilon, decision, np.linalg.norm(z, axis=0), np.sqrt(rss), np.linalg.norm(x, axis=0))
 
 
-def _worth_a_step(first: Measured, step: np.ndarray, x: np.ndarray, R: np.ndarray, uneven: float) -> bool:
+def _worth_a_step(
+    first: Measured, step: np.ndarray, x: np.ndarray, R: np.ndarray, noise: np.ndarray, uneven: float
+) -> bool:
+    """True when the backward error asks for it, or rows so uneven that a step well above its own noise is right."""
     if not np.isfinite(step).all():
         return False
     if (first.backward > GOOD * U * max(1, R.shape[0]) ** 0.5).any():
         return True
-    D = column_scales(R)[:, None]
-    long = np.linalg.norm(step / D, axis=0) > LONG_STEP * np.linalg.norm(x / D, axis=0)
-    return bool(uneven > UNEVEN_ROWS and long.any())
+    least = np.maximum(LONG_STEP * _length(x, R), NOISE_STEPS * noise)
+    return bool(uneven > UNEVEN_ROWS and (_length(step, R) > least).any())
+
+
+def _better(first: Measured, second: Measured, step: np.ndarray, further: np.ndarray, R: np.ndarray) -> np.ndarray:
+    """Which steps to keep, (k,): those that cut the backward error, or after which there is less left to go.
+
+    A step that is as long as the next one is rounding error of Aᴴr, and would spoil an x that is better than that.
+    """
+    falls = second.backward < first.backward / 2
+    shrinks = _length(further, R) < _length(step, R) / 2
+    kept: np.ndarray = falls | (shrinks & (second.backward <= np.maximum(first.backward, 4 * U)))
+    return kept
+
+
+def _length(x: np.ndarray, R: np.ndarray) -> np.ndarray:
+    """‖D⁻¹x‖ in variables whose columns have norm one, (k,)."""
+    length: np.ndarray = np.linalg.norm(x / column_scales(R)[:, None], axis=0)
+    return length

@@ -17,17 +17,20 @@ class Leftover:
     """Aᴴ r, (n, k): zero at a least-squares solution."""
     rss: np.ndarray
     """‖r eⱼ‖², (k,)."""
+    noise: np.ndarray
+    """Σᵢ ‖aᵢD‖² |rᵢ|², (k,): the square of the rounding error of D g, in units of u."""
     heaviest: float
-    """The largest ‖aᵢ‖² of a row of A."""
+    """The largest ‖aᵢD‖² of a row of A."""
     lightest: float
-    """The smallest ‖aᵢ‖² that is not zero."""
+    """The smallest ‖aᵢD‖² that is not zero."""
 
 
 @dataclass(frozen=True)
 class Verify:
-    """The leftover of x (n, k)."""
+    """The leftover of x (n, k), and the sizes of rows whose columns are scaled by D (n,)."""
 
     x: np.ndarray
+    D: np.ndarray
     dtype: np.dtype[Any]
     slab_rows: int
     group: int = 64
@@ -35,7 +38,8 @@ class Verify:
     name: str = "verify"
 
     def start(self) -> Leftover:
-        return Leftover(np.zeros(self.x.shape, self.dtype), np.zeros(self.x.shape[1]), 0.0, np.inf)
+        k = self.x.shape[1]
+        return Leftover(np.zeros(self.x.shape, self.dtype), np.zeros(k), np.zeros(k), 0.0, np.inf)
 
     def absorb(self, state: Leftover, slab: Slab) -> Leftover:
         a, b = slab.values(self.dtype)
@@ -43,7 +47,8 @@ class Verify:
         r = b - a @ self.x
         state.g += a.conj().T @ r
         state.rss += squares(r)
-        rows = np.einsum("ij,ij->i", a, a) if a.dtype.kind == "f" else np.einsum("ij,ij->i", a.conj(), a).real
+        rows = absolute_squares(a) @ self.D**2
+        state.noise += rows @ absolute_squares(r)
         rows = rows[rows > 0]
         state.heaviest = max(state.heaviest, float(rows.max(initial=0.0)))
         state.lightest = min(state.lightest, float(rows.min(initial=np.inf)))
@@ -51,10 +56,16 @@ class Verify:
 
     def merge(self, left: Leftover, right: Leftover) -> Leftover:
         heaviest, lightest = max(left.heaviest, right.heaviest), min(left.lightest, right.lightest)
-        return Leftover(left.g + right.g, left.rss + right.rss, heaviest, lightest)
+        return Leftover(left.g + right.g, left.rss + right.rss, left.noise + right.noise, heaviest, lightest)
 
     def finish(self, state: Leftover, span: Span) -> Leftover:
         return state
 
     def finite(self, state: Leftover) -> bool:
         return True  # the factor pass has looked at every entry, and the input's identity is compared
+
+
+def absolute_squares(a: np.ndarray) -> np.ndarray:
+    """|aᵢⱼ|², real."""
+    result: np.ndarray = np.square(a.real) + np.square(a.imag) if a.dtype.kind == "c" else np.square(a)
+    return result
