@@ -125,6 +125,28 @@ def test_ctrl_c_on_a_terminal_stops_the_work_without_a_traceback(long, tmp_path)
     assert os.listdir(tmp_path) == ["job.yaml"]
 
 
+def test_an_interrupt_is_not_lost_where_python_ignores_exceptions(tmp_path):
+    code = """
+import gc, os, signal, sys, time
+from workers import cli, commands
+
+class Interrupted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # here the interrupt arrives, and nobody can catch it
+
+def load_job(*words):
+    Interrupted()
+    time.sleep(60)
+
+import pipelines.load
+pipelines.load.load_job = load_job
+cli.main(["check", "job.yaml"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stderr) == (130, "Interrupted. Nothing was written.\n")
+
+
 def wait_on(terminal: int, text: bytes | None) -> bytes:
     """What is shown up to a text, or to the end."""
     said, end = b"", time.monotonic() + SECONDS

@@ -6,8 +6,9 @@ Nothing heavy is imported here: `--help`, `check` and `show` answer before NumPy
 import json
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -70,10 +71,25 @@ def _quiet_interrupts(words: Sequence[str]) -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGINT, interrupt)
+    hook, sys.unraisablehook = sys.unraisablehook, _never_lost(sys.unraisablehook)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook
+
+
+def _never_lost(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Ctrl-C during a callback of the garbage collector (Dask has one) would be ignored: it comes again soon after."""
+
+    def again(found: Any) -> None:
+        if found.exc_type is KeyboardInterrupt:
+            main_thread = threading.main_thread().ident or 0
+            threading.Timer(0.02, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+        else:
+            hook(found)
+
+    return again
 
 
 def _report(error: Exception, words: Sequence[str]) -> int:
