@@ -144,7 +144,7 @@ pipelines.load.load_job = load_job
 cli.main(["check", "job.yaml"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
-    assert (done.returncode, done.stderr) == (130, "Interrupted. Nothing was written.\n")
+    assert (done.returncode, done.stderr.strip()) == (130, "Interrupted. Nothing was written.")
 
 
 def wait_on(terminal: int, text: bytes | None) -> bytes:
