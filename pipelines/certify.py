@@ -82,7 +82,8 @@ class Certificate:
 def certify(solution: Solution, *, wide: bool, ridge: float, warnings: tuple[str, ...] = ()) -> Certificate:
     """The certificate of a solution."""
     decision, measured = solution.decision, solution.measured
-    n = solution.R.shape[0]
+    # Equations that were left out of a wide system are columns of zeros in R.
+    n = solution.R.shape[0] - (solution.omitted if wide and not ridge else 0)
     full = decision.rank == n
     backward = bound = digits = None
     if measured is not None:

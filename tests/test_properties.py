@@ -237,3 +237,11 @@ def test_no_columns_give_an_empty_answer_and_the_norm_of_b():
     result = run(LeastSquares(matrix=np.zeros((2, 0)), rhs=b))
     assert result.x.shape == (0,)
     assert result.residual_norm == 5
+
+
+def test_equations_left_out_of_a_wide_system_do_not_lower_what_full_rank_means():
+    rng = np.random.default_rng(1)
+    A, b = rng.standard_normal((5, 40)), rng.standard_normal(5)
+    A[2, 3] = np.nan
+    certificate = run(LeastSquares(matrix=A, rhs=b, nan="omit_rows")).certificate
+    assert (certificate.rank, certificate.n, certificate.full_rank) == (4, 4, True)
