@@ -142,14 +142,14 @@ def tree_levels(spans: int, fan_in: int) -> list[int]:
 
 
 def _block_rows(shape: Shape) -> int:
-    row, chunk = max(1, shape.read_bytes), max(1, shape.chunk[0])
+    row, chunk = max(1, shape.read_bytes), max(1, min(shape.chunk[0], shape.rows))
     wanted = max(1, BLOCK_BYTES // row)
     most = max(1, MOST_BLOCK_BYTES // row)
     if shape.partial and chunk > 2 * wanted:
         return wanted
     if chunk > most:
         return -(-chunk // -(-chunk // most))
-    return chunk * max(1, wanted // chunk)
+    return min(chunk * max(1, wanted // chunk), max(1, shape.rows))
 
 
 def _span_rows(shape: Shape, block_rows: int, flops: float, span_seconds: float) -> int:
