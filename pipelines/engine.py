@@ -18,7 +18,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from pipelines.errors import BadData, RunFailed
-from pipelines.failures import cluster_state, explain
+from pipelines.failures import cluster_state, explain, workers_now
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.passes.base import Pass
 from pipelines.progress import Listener, PassFinished, PassProgress, PassStarted
@@ -310,7 +310,9 @@ class Engine:
                 raise RunFailed(self._stalled(meter.name, still))
 
     def _look_at_workers(self, meter: Meter) -> None:
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = workers_now(self.client)
+        if workers is None:  # the scheduler is gone, which the future will tell, or busy
+            return
         meter.workers = len(workers)
         meter.memory_bytes = max((int(worker["metrics"].get("memory", 0)) for worker in workers), default=0)
 
