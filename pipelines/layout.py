@@ -15,6 +15,8 @@ from pipelines.matrix import Span
 
 BLOCK_BYTES = 16 * 2**20
 """One read is about this large: far above the cost of a call, far below a worker's memory."""
+SMALL_BLOCK_BYTES = 2 * 2**20
+"""One read of plain files: what was read still lies in the cache when it is factored."""
 MOST_BLOCK_BYTES = 256 * 2**20
 """Above this a row of chunks is not read at once, but decoded again for each part of it."""
 MOST_SPANS = 4096
@@ -109,7 +111,7 @@ def lay_out(shape: Shape, *, block: int | None, slab_bytes: int | None, span_sec
     width = block or sweep.block_width(p)
     slab = sweep.slab_rows(p, t, shape.dtype.itemsize, slab_bytes or sweep.CACHE_BYTES)
     group = max(64, 64 * p // slab)
-    block_rows = _block_rows(shape)
+    block_rows = _block_rows(shape, slab)
     span_rows = _span_rows(shape, block_rows, factor_flops(shape.rows, p, t), span_seconds)
     return Layout(shape, p, t, width, slab, group, 8 if p <= 512 else 2, block_rows, span_rows)
 
@@ -141,12 +143,12 @@ def tree_levels(spans: int, fan_in: int) -> list[int]:
     return levels
 
 
-def _block_rows(shape: Shape) -> int:
+def _block_rows(shape: Shape, slab_rows: int) -> int:
     row, chunk = max(1, shape.read_bytes), max(1, min(shape.chunk[0], shape.rows))
-    wanted = max(1, BLOCK_BYTES // row)
+    wanted = max(slab_rows, SMALL_BLOCK_BYTES // row) if shape.partial else max(1, BLOCK_BYTES // row)
     most = max(1, MOST_BLOCK_BYTES // row)
     if shape.partial and chunk > 2 * wanted:
-        return wanted
+        return -(-chunk // -(-chunk // wanted))
     if chunk > most:
         return -(-chunk // -(-chunk // most))
     return min(chunk * max(1, wanted // chunk), max(1, shape.rows))

@@ -222,7 +222,8 @@ class System:
         starts = range(span.start, span.stop, self.block_rows)
         pieces = [(start, min(start + self.block_rows, span.stop)) for start in starts]
         buffers = _two_buffers(self.A, self.block_rows)
-        yield from (self._prepare(*raw) for raw in _ahead(self._read, pieces, buffers))
+        reads = _one_by_one if _straight(self.A) else _ahead
+        yield from (self._prepare(*raw) for raw in reads(self._read, pieces, buffers))
 
     def _read(self, start: int, stop: int, out: np.ndarray | None) -> tuple[Slab, Tally]:
         b = None if self.b is None else self.b.read(start, stop)
@@ -309,6 +310,23 @@ def _two_buffers(source: Source, rows: int) -> list[np.ndarray | None]:
         _buffers.key, _buffers.pair = (shape, dtype), [np.empty(shape, dtype), np.empty(shape, dtype)]
     pair: list[np.ndarray | None] = _buffers.pair
     return pair
+
+
+def _straight(source: Source) -> bool:
+    """True when a read is a mere copy from memory: of files, the kernel reads ahead without a thread of ours."""
+    if isinstance(source, Stored):
+        return source.info.partial and not source.transposed
+    return True
+
+
+def _one_by_one(
+    read: Callable[[int, int, np.ndarray | None], tuple[Slab, Tally]],
+    pieces: list[tuple[int, int]],
+    buffers: list[np.ndarray | None],
+) -> Iterator[tuple[Slab, Tally]]:
+    """Read each piece when the consumer is through with the one before: it still lies in the cache then."""
+    for start, stop in pieces:
+        yield read(start, stop, None if buffers[0] is None else buffers[0][: stop - start])
 
 
 def _ahead(

@@ -23,12 +23,12 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.errors import ClusterUnreachable, JobCancelled, PlanRefused, RunFailed
+from pipelines.failures import cluster_state, explain
 from workers.clusters import Address, Local, Tls, dashboard_link, open_cluster, resources, resources_of
 from workers.clusters.address import check_versions
 from workers.clusters.local import SETTINGS, resources_of_local
 from workers.clusters.machine import Machine, this_machine
 from workers.clusters.spawn import ENVIRONMENT, SERVER
-from pipelines.failures import cluster_state, explain
 
 GIB = 2**30
 ROOM = 300 * 2**20
