@@ -226,6 +226,8 @@ class System:
         yield from (self._prepare(*raw) for raw in reads(self._read, pieces, buffers))
 
     def _read(self, start: int, stop: int, out: np.ndarray | None) -> tuple[Slab, Tally]:
+        # Taken before the rows: a chunk written in between makes a later pass see another identity, not the same.
+        identity = self._identity(start, stop)
         b = None if self.b is None else self.b.read(start, stop)
         w = (
             None
@@ -233,7 +235,7 @@ class System:
             else square_roots(self.weights.read(start, stop), start, may_be_nan=self.omit_rows)
         )
         slab = Slab(self.A.read(start, stop, out), b, w, start)
-        return slab, Tally(stop - start, identity=self._identity(start, stop))
+        return slab, Tally(stop - start, identity=identity)
 
     def _identity(self, start: int, stop: int) -> tuple[int, int, int]:
         parts = [source.identity(start, stop) if source else 0 for source in (self.A, self.b, self.weights)]
