@@ -40,7 +40,8 @@ def test_each_command_that_the_readme_shows_exists_and_each_command_is_shown():
 
 def test_each_exit_code_of_the_product_is_in_the_readme():
     codes = {error.exit_code for error in TallgrassError.__subclasses__()} | {0}
-    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
+    table = README.partition("| code | meaning |")[2].partition("\n\n")[0]
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
     assert codes == listed
 
 
