@@ -22,7 +22,7 @@ CACHE_BYTES = 768 * 1024
 
 def block_width(p: int) -> int:
     """Columns of a block reflector (NB of tpqrt), by measurement: narrow ones win while R fits in the cache."""
-    return next((width for most, width in ((80, 6), (160, 8), (384, 16), (2048, 32)) if p <= most), 64)
+    return next((width for most, width in ((24, 4), (160, 8), (384, 16), (2048, 32)) if p <= most), 64)
 
 
 def slab_rows(p: int, t: int, itemsize: int, slab_bytes: int = CACHE_BYTES) -> int:
