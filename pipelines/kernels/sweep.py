@@ -19,6 +19,9 @@ from pipelines.kernels.lapack import Tpmqrt, Tpqrt
 CACHE_BYTES = 768 * 1024
 """A slab is about this large: it has to share the second-level cache (1 MB or more) with the panels of R."""
 
+MOST_ROWS = 4096
+"""Rows of a slab at the most: on NIST's references, tiled, slabs of 12,000 rows cost up to two digits."""
+
 
 def block_width(p: int) -> int:
     """Columns of a block reflector (NB of tpqrt), by measurement: narrow ones win while R fits in the cache."""
@@ -28,7 +31,7 @@ def block_width(p: int) -> int:
 def slab_rows(p: int, t: int, itemsize: int, slab_bytes: int = CACHE_BYTES) -> int:
     """Rows of a slab: cache-sized, and for wide R enough of them that R is not read too often."""
     by_cache = slab_bytes // max(1, (p + t) * itemsize)
-    return int(max(64, p // 4, min(by_cache, 16384)))
+    return int(max(64, p // 4, min(by_cache, MOST_ROWS)))
 
 
 @dataclass
