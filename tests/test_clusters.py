@@ -173,6 +173,7 @@ def test_a_worker_that_is_killed_comes_back(small):
     killed = min(pids())
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: len(pids()) == 2 and killed not in pids(), 10)
+    assert len(everywhere(small, os.getpid)) == 2
 
 
 def test_a_taken_port_for_the_dashboard_is_said(tmp_path):
@@ -747,5 +748,5 @@ def test_models_of_clusters_import_nothing_heavy():
 
 
 def test_each_setting_of_dask_is_one_that_dask_knows():
-    for key in SETTINGS:
-        dask.config.get(key)
+    unknown = object()
+    assert [key for key in SETTINGS if dask.config.get(key, unknown) is unknown] == []
