@@ -126,8 +126,17 @@ class ChunkFiles:
 
 def _ask_ahead(handle: int, offset: int) -> None:
     """Let the kernel fetch what will be read next while we compute, at the cost of no thread and no copy."""
-    if hasattr(os, "posix_fadvise"):
+    if hasattr(os, "posix_fadvise") and not _at_hand(handle, offset):
         os.posix_fadvise(handle, offset, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+
+
+def _at_hand(handle: int, offset: int) -> bool:
+    """True when the last byte to be asked for could be read without waiting: then asking costs more than it saves."""
+    last = min(offset + AHEAD_BYTES, os.fstat(handle).st_size) - 1
+    try:
+        return last < offset or os.preadv(handle, [bytearray(1)], last, os.RWF_NOWAIT) == 1
+    except (OSError, AttributeError):  # it lies on the disk, or the system cannot tell
+        return False
 
 
 def damaged_letter(place: str, why: str) -> str:

@@ -73,6 +73,7 @@ class Layout:
     t: int
     """Trailing columns that reflectors are only applied to."""
     block: int
+    products: bool
     slab_rows: int
     group: int
     fan_in: int
@@ -105,7 +106,7 @@ class Layout:
         return self.block_rows * self.shape.row_bytes
 
 
-def lay_out(shape: Shape, *, block: int | None, slab_bytes: int | None, span_seconds: float) -> Layout:
+def lay_out(shape: Shape, *, block: int | None, products: bool, slab_bytes: int | None, span_seconds: float) -> Layout:
     """The cut of a matrix; None lets measurement decide."""
     p, t = split_columns(shape)
     width = block or sweep.block_width(p)
@@ -113,7 +114,7 @@ def lay_out(shape: Shape, *, block: int | None, slab_bytes: int | None, span_sec
     group = max(64, 64 * p // slab)
     block_rows = _block_rows(shape, slab)
     span_rows = _span_rows(shape, block_rows, factor_flops(shape.rows, p, t), span_seconds)
-    return Layout(shape, p, t, width, slab, group, 8 if p <= 512 else 2, block_rows, span_rows)
+    return Layout(shape, p, t, width, products, slab, group, 8 if p <= 512 else 2, block_rows, span_rows)
 
 
 def split_columns(shape: Shape) -> tuple[int, int]:

@@ -107,6 +107,7 @@ def layout_of(job: LeastSquares, inputs: Inputs) -> Layout:
     layout = lay_out(
         inputs.shape,
         block=None if options.block == "auto" else options.block,
+        products=options.products,
         slab_bytes=None if options.slab_bytes == "auto" else options.slab_bytes,
         span_seconds=options.span_seconds,
     )
@@ -201,9 +202,11 @@ def peak_bytes(job: LeastSquares, layout: Layout, threads: int) -> int:
     sides = 4 * layout.block_rows * (shape.k + 1) * size
     slab = (layout.slab_rows + layout.block) * (layout.p + layout.t) * size
     state = layout.p * (layout.p + layout.t) * size
+    # R⁻¹, two Gram matrices, and the copies that bring R up to date.
+    growing = 6 * layout.p**2 * size if layout.products and not layout.t else 0
     chain = max(1, layout.span_rows // max(1, layout.slab_rows * layout.group)).bit_length()
     sides += 2 * shape.side_chunk_bytes
-    per_thread = blocks + sides + slab + (chain + layout.fan_in + 3) * state
+    per_thread = blocks + sides + slab + growing + (chain + layout.fan_in + 3) * state
     return IDLE_BYTES + threads * per_thread
 
 
@@ -288,6 +291,7 @@ def _key(job: LeastSquares, layout: Layout) -> str:
         layout.p,
         layout.t,
         layout.block,
+        layout.products,
         layout.slab_rows,
         layout.group,
         layout.fan_in,

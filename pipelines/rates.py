@@ -19,7 +19,7 @@ class Rates:
     gemm_gflops: float
     """Gflop/s of dgemm on large matrices: the most that any method can reach."""
     factor_gflops: tuple[tuple[int, float], ...]
-    """(columns, Gflop/s) of the tpqrt sweep, 2 m n² flops for m rows, in increasing order of columns."""
+    """(columns, Gflop/s) of the sweep, 2 m n² flops for m rows, in increasing order of columns."""
     merge_gflops: float
     """Gflop/s of merging two triangles, (2/3) n³ flops."""
     read_gigabytes: float
@@ -53,10 +53,10 @@ class Rates:
 
 NOMINAL = Rates(
     # Medians of one core of a server processor of 2023 (AVX-512, 2 MB of second-level cache), measured on a
-    # quiet machine: OpenBLAS dgemm; tpqrt sweep over slabs of 0.5 to 1 MB; merge of 512 columns; Zarr 3.4 from
+    # quiet machine: OpenBLAS dgemm; the sweep over slabs of 0.5 to 4 MB; merge of 512 columns; Zarr 3.4 from
     # the page cache, with huge pages; Dask 2026 with one thread per worker.
     gemm_gflops=50.0,
-    factor_gflops=((16, 7.8), (64, 21.5), (256, 26.5), (1024, 36.0)),
+    factor_gflops=((16, 8.0), (64, 23.0), (256, 37.0), (1024, 38.0)),
     merge_gflops=15.0,
     read_gigabytes=2.5,
     task_seconds=0.0016,
@@ -142,22 +142,23 @@ def _gemm() -> float:
 
 
 def _factor(n: int) -> float:
-    """The sweep as a span does it: rows of a chunk copied to the slab, then absorbed."""
+    """The sweep as a span does it, on rows that are like each other: most of them are added by products."""
     import numpy as np
 
+    from pipelines.kernels.growth import FROM_COLUMNS, Growth
     from pipelines.kernels.sweep import Sweep, Triangle, slab_rows
+    from pipelines.matrix import Slab
 
     dtype = np.dtype(float)
     slab = slab_rows(n, 0, dtype.itemsize)
     rows = slab * max(1, int(1e8 / (2 * slab * n**2)))
     chunk = np.random.default_rng(n).standard_normal((rows, n))
     sweep, triangle = Sweep(n, 0, dtype, slab), Triangle.empty(n, 0, dtype)
+    triangle.growth = Growth() if n >= FROM_COLUMNS else None
 
     def run() -> None:
         for start in range(0, rows, slab):
-            buffer = sweep.buffer(slab)
-            buffer[:] = chunk[start : start + slab]
-            sweep.absorb(triangle, buffer)
+            sweep.add(triangle, slab, Slab(chunk[start : start + slab], None, None, start).fill)
 
     return _per_second(2 * rows * n**2, run)
 

@@ -76,9 +76,9 @@ def test_another_package_with_our_import_names_is_found(monkeypatch):
 
 
 def test_a_scipy_with_another_signature_is_said(monkeypatch):
-    monkeypatch.setattr("pipelines.kernels.lapack.releases_the_gil", lambda: False)
+    monkeypatch.setattr("pipelines.kernels.pointers.releases_the_gil", lambda: False)
     assert not doctor._lapack().ok
-    assert "right answers, slower with many threads" in doctor._lapack().detail
+    assert "right answers, slower in threads" in doctor._lapack().detail
 
 
 def test_a_machine_that_is_full_is_said(monkeypatch):

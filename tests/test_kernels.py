@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.linalg import cython_lapack
 from scipy.linalg import lapack as f2py
 
-from pipelines.kernels import lapack, sweep
-from pipelines.kernels.lapack import Tpqrt, leading
+from pipelines.kernels import pointers, sweep
+from pipelines.kernels.lapack import Tpqrt
+from pipelines.kernels.pointers import leading
 from pipelines.kernels.sweep import Sweep, Triangle, merge
+from tests.test_growth import grown
 
 U = np.finfo(np.float64).eps / 2
 
@@ -115,20 +116,20 @@ def test_columns_from_1e_minus_150_to_1e150_do_not_overflow():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
-@pytest.mark.parametrize(("p", "t"), [(1, 0), (6, 0), (6, 3), (30, 2)])
+@pytest.mark.parametrize(("p", "t"), [(1, 0), (6, 0), (6, 3), (30, 2), (40, 0)])
 def test_the_f2py_functions_give_the_same_bits(monkeypatch, dtype, p, t):
     rng = np.random.default_rng(p)
-    A, B = numbers(rng, (75, p), dtype), numbers(rng, (75, t), dtype)
+    A, B = numbers(rng, (375, p), dtype), numbers(rng, (375, t), dtype)
 
     def answer():
-        whole = merge(swept(A[:40], B[:40], 16), swept(A[40:], B[40:], 16))
+        whole = merge(swept(A[:180], B[:180], 16), grown(A[180:], 16) if not t else swept(A[180:], B[180:], 16))
         return np.triu(whole.R).tobytes(), whole.C.tobytes(), whole.tail.tobytes()
 
-    assert lapack.releases_the_gil()
+    assert pointers.releases_the_gil()
     fast = answer()
-    for name in list(lapack._ROUTINES):
-        monkeypatch.setitem(lapack._ROUTINES, name, None)
-    assert not lapack.releases_the_gil()
+    for name in list(pointers.ROUTINES):
+        monkeypatch.setitem(pointers.ROUTINES, name, None)
+    assert not pointers.releases_the_gil()
     assert answer() == fast
 
 
@@ -144,10 +145,18 @@ KNOWN = b"void (int *, int *, int *, int *, d *, int *, d *, int *, d *, int *, 
 )
 
 
-def test_a_routine_with_the_signature_that_we_know_is_taken(monkeypatch):
-    published = {"dtpqrt": capsule(KNOWN)}
-    monkeypatch.setattr(lapack, "cython_lapack", SimpleNamespace(__pyx_capi__=published))
-    assert lapack._capsule_pointer("d", "tpqrt") == 1
+def publishing(monkeypatch, name, signature):
+    """A SciPy whose cython_lapack publishes one routine; the capsule has to be kept, or its name would be freed."""
+    held = capsule(signature)
+    module = SimpleNamespace(__name__="scipy.linalg.cython_lapack", __pyx_capi__={name: held})
+    monkeypatch.setitem(pointers.ARGUMENTS, "tpqrt", (module, pointers.ARGUMENTS["tpqrt"][1]))
+    return module
+
+
+@pytest.mark.parametrize("signature", [KNOWN, KNOWN.replace(b"__pyx_t_5scipy_6linalg_13cython_lapack_d", b"double")])
+def test_a_routine_with_the_signature_that_we_know_is_taken(monkeypatch, signature):
+    module = publishing(monkeypatch, "dtpqrt", signature)
+    assert pointers._pointer(module, "d", "tpqrt", pointers.ARGUMENTS["tpqrt"][1]) == 1
 
 
 @pytest.mark.parametrize(
@@ -160,20 +169,19 @@ def test_a_routine_with_the_signature_that_we_know_is_taken(monkeypatch):
     ],
 )
 def test_a_routine_with_a_foreign_signature_is_refused(monkeypatch, foreign):
-    held = capsule(foreign)
-    monkeypatch.setattr(lapack, "cython_lapack", SimpleNamespace(__pyx_capi__={"dtpqrt": held}))
-    assert lapack._capsule_pointer("d", "tpqrt") is None
-    assert lapack._load("d", "tpqrt") is None
+    module = publishing(monkeypatch, "dtpqrt", foreign)
+    assert module.__pyx_capi__
+    assert pointers.load("d", "tpqrt") is None
 
 
 def test_a_scipy_without_the_routines_is_served_by_f2py(monkeypatch):
-    monkeypatch.setattr(lapack, "cython_lapack", SimpleNamespace())
-    assert lapack._load("z", "tpmqrt") is None
+    monkeypatch.setitem(pointers.ARGUMENTS, "tpmqrt", (SimpleNamespace(), pointers.ARGUMENTS["tpmqrt"][1]))
+    assert pointers.load("z", "tpmqrt") is None
 
 
 def test_the_scipy_that_is_installed_publishes_what_we_know():
-    assert lapack.releases_the_gil()
-    assert {"dtpqrt", "ztpqrt", "dtpmqrt", "ztpmqrt"} <= set(cython_lapack.__pyx_capi__)
+    assert pointers.releases_the_gil()
+    assert {"dtpqrt", "ztpqrt", "dtpmqrt", "ztpmqrt", "dtrmm", "ztrmm", "dsyrk", "zherk"} == set(pointers.ROUTINES)
 
 
 @pytest.fixture

@@ -282,6 +282,6 @@ def test_no_worker_takes_more_memory_than_the_plan_says(save, shape, chunks, opt
 
 def test_the_cut_is_the_same_on_every_machine(declared):
     inputs = open_inputs(LeastSquares(**declared(10**7, 64, (4096, 64))), "test")
-    layouts = [lay_out(inputs.shape, block=None, slab_bytes=None, span_seconds=2.0) for _ in range(2)]
+    layouts = [lay_out(inputs.shape, block=None, products=True, slab_bytes=None, span_seconds=2.0) for _ in range(2)]
     assert layouts[0] == layouts[1]
     assert layouts[0].spans[-1].stop == 10**7

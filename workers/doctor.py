@@ -127,14 +127,16 @@ def _import_names() -> Finding:
 
 
 def _lapack() -> Finding:
-    from pipelines.kernels.lapack import releases_the_gil
+    from pipelines.kernels.pointers import releases_the_gil
 
     if releases_the_gil():
-        return Finding("LAPACK", True, "called without the interpreter's lock, through scipy.linalg.cython_lapack")
+        return Finding(
+            "LAPACK", True, "called without the interpreter's lock, through scipy.linalg.cython_blas and cython_lapack"
+        )
     return Finding(
         "LAPACK",
         False,
-        f"SciPy {_installed('scipy')} does not publish tpqrt as expected: right answers, slower with many threads",
+        f"SciPy {_installed('scipy')} does not publish tpqrt and trmm as expected: right answers, slower in threads",
         "Use the SciPy version of requirements.lock, or one thread per worker.",
     )
 

@@ -1,69 +1,12 @@
-"""Three LAPACK routines called without the GIL, without copies, and with a leading dimension of our choice.
-
-scipy.linalg.lapack holds the GIL while it runs and copies what is not contiguous.  The same routines lie in
-scipy.linalg.cython_lapack as C pointers with a signature; ctypes calls them as they are.  A SciPy whose
-signature is not the one written here is served by the f2py functions: slower on several threads, the same bits.
-"""
+"""Two LAPACK routines in place, on arrays of ours: QR of a triangle above a rectangle, and its reflectors applied."""
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cython_lapack, lapack
+from scipy.linalg import lapack
 
-TAKES_POINTERS = {"tpqrt": 12, "tpmqrt": 17}
-"""Number of arguments of each routine in LAPACK 3.4 and later; all are pointers, the last is INFO."""
-
-
-def _signature(name: str, element: str) -> str:
-    """The signature that SciPy 1.11 to 1.18 publish, with `element` in the place of the number's C type."""
-    if name == "tpqrt":
-        kinds = ["int"] * 4 + [element, "int"] * 3 + [element, "int"]
-    else:
-        kinds = ["char"] * 2 + ["int"] * 5 + [element, "int"] * 4 + [element, "int"]
-    return "void (" + ", ".join(f"{kind} *" for kind in kinds) + ")"
-
-
-def _capsule_pointer(prefix: str, name: str) -> int | None:
-    """The routine's address, or None when SciPy does not publish it with the signature that we know."""
-    capsule = getattr(cython_lapack, "__pyx_capi__", {}).get(prefix + name)
-    if capsule is None:
-        return None
-    get_name, get_pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
-    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    found: bytes = get_name(capsule)
-    elements = ["__pyx_t_double_complex"] if prefix == "z" else ["double", "__pyx_t_5scipy_6linalg_13cython_lapack_d"]
-    if found.decode() not in {_signature(name, element) for element in elements}:
-        return None
-    return get_pointer(capsule, found)
-
-
-def _load(prefix: str, name: str) -> Callable[..., None] | None:
-    pointer = _capsule_pointer(prefix, name)
-    if pointer is None:
-        return None
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * TAKES_POINTERS[name])(pointer)
-
-
-_ROUTINES = {prefix + name: _load(prefix, name) for prefix in "dz" for name in TAKES_POINTERS}
-
-
-def releases_the_gil() -> bool:
-    """True when SciPy publishes every routine with the signature that we know."""
-    return all(_ROUTINES.values())
-
-
-def prefix_of(dtype: np.dtype[Any]) -> str:
-    """LAPACK's letter: d for float64, z for complex128."""
-    return {"d": "d", "D": "z"}[dtype.char]
-
-
-def address(array: np.ndarray) -> int:
-    """Where the array's first element lies."""
-    pointer: int = array.__array_interface__["data"][0]
-    return pointer
+from pipelines.kernels.pointers import ROUTINES, address, leading, prefix_of
 
 
 class Tpqrt:
@@ -79,7 +22,7 @@ class Tpqrt:
         self.prefix = prefix_of(dtype)
         self.T = np.zeros((self.block, max(p, 1)), dtype, order="F")
         self._work = np.empty(max(1, self.block * p), dtype)
-        self._call = _ROUTINES[self.prefix + "tpqrt"]
+        self._call = ROUTINES[self.prefix + "tpqrt"]
         self._ints = {name: ctypes.c_int(value) for name, value in self._sizes().items()}
         self._refs = {name: ctypes.addressof(value) for name, value in self._ints.items()}
 
@@ -125,7 +68,7 @@ class Tpmqrt:
         self.qr, self.t = qr, t
         dtype = qr.T.dtype
         self._work = np.empty(max(1, qr.block * t), dtype)
-        self._call = _ROUTINES[qr.prefix + "tpmqrt"]
+        self._call = ROUTINES[qr.prefix + "tpmqrt"]
         self._side, self._trans = ctypes.c_char(b"L"), ctypes.c_char(b"T" if qr.prefix == "d" else b"C")
         names = ("m", "n", "k", "l", "nb", "ldv", "ldt", "lda", "ldb", "info")
         self._ints = {name: ctypes.c_int(0) for name in names}
@@ -158,11 +101,3 @@ class Tpmqrt:
         if info:
             raise ValueError(f"{self.qr.prefix}tpmqrt: argument {-info} is not valid")
         C[...], D[...] = c, d
-
-
-def leading(array: np.ndarray) -> int:
-    """The leading dimension of an array in column order: rows from one column to the next."""
-    if array.strides[0] != array.itemsize and array.shape[0] > 1:
-        raise ValueError("LAPACK needs columns that are contiguous in memory")
-    rows = array.strides[1] // array.itemsize if array.shape[1] > 1 else array.shape[0]
-    return max(1, rows, array.shape[0])

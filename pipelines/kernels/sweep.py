@@ -8,12 +8,15 @@ factorizations", SISC 34 (2012), arXiv:0809.2407: sequential TSQR with a flat tr
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from pipelines.kernels.blas import Quotient
+from pipelines.kernels.growth import Growth
 from pipelines.kernels.lapack import Tpmqrt, Tpqrt
 
 CACHE_BYTES = 768 * 1024
@@ -31,7 +34,7 @@ def block_width(p: int) -> int:
 def slab_rows(p: int, t: int, itemsize: int, slab_bytes: int = CACHE_BYTES) -> int:
     """Rows of a slab: cache-sized, and for wide R enough of them that R is not read too often."""
     by_cache = slab_bytes // max(1, (p + t) * itemsize)
-    return int(max(64, p // 4, min(by_cache, MOST_ROWS)))
+    return int(max(64, p // 2, min(by_cache, MOST_ROWS)))
 
 
 @dataclass
@@ -44,11 +47,20 @@ class Triangle:
     R: np.ndarray
     C: np.ndarray
     tail: np.ndarray
+    growth: Growth | None = None
+    """What has been added to R by products and not yet put in; None when R is all there is."""
 
     @classmethod
     def empty(cls, p: int, t: int, dtype: np.dtype[Any]) -> "Triangle":
         """The triangle of no rows at all."""
         return cls(np.zeros((p, p), dtype, order="F"), np.zeros((p, t), dtype, order="F"), np.zeros(t))
+
+    def settle(self) -> "Triangle":
+        """The triangle with R up to date, by itself."""
+        if self.growth is not None:
+            self.growth.settle(self.R)
+            self.growth = None
+        return self
 
 
 class Sweep:
@@ -60,10 +72,27 @@ class Sweep:
         self._S = np.empty((rows + 8, p + t), dtype, order="F")
         self._qr = Tpqrt(p, block or block_width(p), dtype)
         self._apply = Tpmqrt(self._qr, t)
+        self._quotient = Quotient(p, dtype)
 
     def buffer(self, rows: int) -> np.ndarray:
         """Room for a slab (rows, p + t) in column order, to be filled and then absorbed."""
         return self._S[:rows]
+
+    def add(self, triangle: Triangle, rows: int, fill: Callable[[np.ndarray], None]) -> None:
+        """Add a slab of so many rows to the triangle, in place: by products where it grows and they are safe."""
+        S, growth = self.buffer(rows), triangle.growth
+        fill(S)
+        if growth is not None:
+            if growth.ready(triangle.R):
+                if growth.divide(self._quotient, S):
+                    if growth.grown:
+                        growth.settle(triangle.R)
+                    return
+                growth.settle(triangle.R)
+                growth.fail()
+                fill(S)
+            growth.rows += rows
+        self.absorb(triangle, S)
 
     def absorb(self, triangle: Triangle, S: np.ndarray) -> None:
         """Add the rows of S (rows, p + t) to the triangle, in place; S is used up."""
@@ -74,8 +103,9 @@ class Sweep:
 
 
 def merge(left: Triangle, right: Triangle, block: int | None = None) -> Triangle:
-    """The triangle of the rows of both: triangular on triangular, (2/3) p³ flops; neither input is changed."""
-    p, t = left.C.shape
+    """The triangle of the rows of both: triangular on triangular, (2/3) p³ flops; both are settled."""
+    p, t = left.settle().C.shape
+    right.settle()
     result = Triangle(left.R.copy("F"), left.C.copy("F"), left.tail + right.tail)
     R, C = np.asfortranarray(np.triu(right.R)), right.C.copy("F")
     qr = Tpqrt(p, block or block_width(p), left.R.dtype, pentagon=p)

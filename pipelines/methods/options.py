@@ -14,6 +14,8 @@ class Tsqr(Model):
     """The name of the method."""
     block: Literal["auto"] | Annotated[int, Field(ge=1), NOT_BOOL] = "auto"
     """Columns of one block reflector in LAPACK's tpqrt (its NB); auto follows the number of columns."""
+    products: bool = True
+    """Add rows by products of matrices where that is as accurate as reflectors, and faster; false: never."""
     slab_bytes: Literal["auto"] | Bytes = "auto"
     """Bytes of rows that one kernel call sees, such as "1 MiB"; auto fits the cache."""
     span_seconds: Seconds = Field("2s", validate_default=True)

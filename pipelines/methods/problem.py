@@ -77,7 +77,9 @@ class Solution:
 def factor_pass(layout: Layout) -> Factor:
     """The pass that factors, with the sizes of the layout."""
     dtype = layout.shape.dtype
-    return Factor(layout.p, layout.t, dtype, layout.slab_rows, layout.group, layout.fan_in, layout.block)
+    return Factor(
+        layout.p, layout.t, dtype, layout.slab_rows, layout.group, layout.fan_in, layout.block, layout.products
+    )
 
 
 def tolerance_of(problem: Problem, rows: int) -> Tolerance:

@@ -1,11 +1,13 @@
 """R of [A b]: the pass that everything on the small side follows from, one read and Q never formed."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pipelines.kernels import sweep
+from pipelines.kernels.growth import FROM_COLUMNS, Growth
 from pipelines.kernels.sweep import Triangle
 from pipelines.matrix import Slab, Span
 
@@ -26,30 +28,36 @@ class Factor:
     group: int
     fan_in: int
     block: int | None = None
+    products: bool = True
+    """False for reflectors only, True for products where they are safe: see kernels/growth.py."""
     name: str = "factor"
     over: np.ndarray | None = None
     """An R by which the rows are divided first: the factor of A R⁻¹ says how far that is from orthonormal."""
 
     def start(self) -> Triangle:
-        return Triangle.empty(self.p, self.t, self.dtype)
+        state = Triangle.empty(self.p, self.t, self.dtype)
+        state.growth = Growth() if self.products and self.t == 0 and self.p >= FROM_COLUMNS else None
+        return state
 
     def absorb(self, state: Triangle, slab: Slab) -> Triangle:
         work = sweep.workspace(self.p, self.t, self.dtype, self.slab_rows, self.block)
-        S = work.buffer(slab.a.shape[0])
-        slab.fill(S)
-        if self.over is not None:
-            S[...] = sweep.rows_of_q(slab.values(self.dtype)[0], self.over)
-        work.absorb(state, S)
+        work.add(
+            state, slab.a.shape[0], slab.fill if self.over is None else partial(_quotient, slab, self.dtype, self.over)
+        )
         return state
 
     def merge(self, left: Triangle, right: Triangle) -> Triangle:
         return sweep.merge(left, right, self.block)
 
     def finish(self, state: Triangle, span: Span) -> Triangle:
-        return state
+        return state.settle()
 
     def finite(self, state: Triangle) -> bool:
         # A NaN in column j makes its norm NaN, and that is |R[j, j]|: n numbers tell about all of A.
         return bool(
             np.isfinite(state.R.diagonal()).all() and np.isfinite(state.C).all() and np.isfinite(state.tail).all()
         )
+
+
+def _quotient(slab: Slab, dtype: np.dtype[Any], R: np.ndarray, S: np.ndarray) -> None:
+    S[...] = sweep.rows_of_q(slab.values(dtype)[0], R)

@@ -70,7 +70,7 @@ def decide(R: np.ndarray, tolerance: Tolerance, *, exact: bool) -> tuple[Decisio
     rcond = ranks.reciprocal_condition(RD)
     # κ₂ ≤ n κ₁, and the estimate may be off by 3: above this bound no singular value can lie below the tolerance.
     if rcond > 10 * n * tolerance.rtol and n > 0:
-        return _full(R, RD, tolerance, exact=exact), FullRank(R)
+        return _full(R, D, tolerance, exact=exact), FullRank(R)
     U, S, Vh = np.linalg.svd(RD)
     rank = int((tolerance.rtol * S[0] < S).sum()) if n and S[0] > 0 else 0
     decision = _decided(R, S, rank, tolerance, exact=exact)
@@ -96,13 +96,14 @@ def _minimum_norm(D: np.ndarray, U: np.ndarray, S: np.ndarray, Vh: np.ndarray) -
     return MinimumNorm(U[:, pivots], S[pivots], Q, T)
 
 
-def _full(R: np.ndarray, RD: np.ndarray, tolerance: Tolerance, *, exact: bool) -> Decision:
+def _full(R: np.ndarray, D: np.ndarray, tolerance: Tolerance, *, exact: bool) -> Decision:
     n = R.shape[0]
     if exact:
-        s, scaled = np.linalg.svd(R, compute_uv=False), np.linalg.svd(RD, compute_uv=False)
+        s = np.linalg.svd(R, compute_uv=False)
+        scaled = s * D[0] if (D[0] == D).all() else np.linalg.svd(R * D, compute_uv=False)
         return Decision(n, tolerance, s, s[0], s[-1], scaled[0] / scaled[-1], scaled[-1] / scaled[0], None,
                         1 / scaled[-1], 0.0)  # fmt: skip
-    largest, smallest = ranks.largest_singular_value(R), ranks.smallest_singular_value(R)
+    largest, smallest, RD = ranks.largest_singular_value(R), ranks.smallest_singular_value(R), R * D
     scaled_smallest = ranks.smallest_singular_value(RD)
     relative = scaled_smallest / ranks.largest_singular_value(RD)
     return Decision(n, tolerance, None, largest, smallest, 1 / relative, relative, None, 1 / scaled_smallest, 0.0)

@@ -72,6 +72,8 @@ SETTINGS: dict[str, Any] = {
     "distributed.scheduler.worker-ttl": "60s",
     # Workers come back within a second; when none does for a minute, waiting (Dask: for ever) will not help.
     "distributed.scheduler.no-workers-timeout": "60s",
+    # One task in hand while another runs: states are small, and asking for each task leaves the core idle meanwhile.
+    "distributed.scheduler.worker-saturation": 2.0,
     # On a loaded machine an answer may take long; below 11 s Dask's own assertions fail.
     "distributed.comm.timeouts.connect": "30s",
     "distributed.comm.timeouts.tcp": "30s",
