@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipelines.certify import Certificate as Certificate
     from pipelines.execute import run as run
+    from pipelines.jobs import QR as QR
+    from pipelines.jobs import SVD as SVD
     from pipelines.jobs import ArraySource as ArraySource
     from pipelines.jobs import LeastSquares as LeastSquares
+    from pipelines.jobs import Pseudoinverse as Pseudoinverse
     from pipelines.load import load_job as load_job
     from pipelines.plan import make_plan as make_plan
     from pipelines.result import Result as Result
     from pipelines.result import open_result as open_result
 
 _HOMES = {
+    "QR": "pipelines.jobs",
+    "SVD": "pipelines.jobs",
+    "Pseudoinverse": "pipelines.jobs",
     "ArraySource": "pipelines.jobs",
     "Certificate": "pipelines.certify",
     "LeastSquares": "pipelines.jobs",
@@ -33,9 +39,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "QR",
+    "SVD",
     "ArraySource",
     "Certificate",
     "LeastSquares",
+    "Pseudoinverse",
     "Result",
     "load_job",
     "make_plan",

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.methods.problem import Solution
 from pipelines.small.backward import U
+from pipelines.small.rank import Decision
 
 SHOWN = 8
 """Right-hand sides whose norms the certificate lists; all of them are in the result's arrays."""
@@ -79,6 +80,51 @@ class Certificate:
         return cls(**plain)
 
 
+@dataclass(frozen=True)
+class FactorCertificate:
+    """How far to trust the factors of a matrix, or its pseudoinverse.  Norms are Frobenius norms."""
+
+    statement: str
+    """What it means, in a sentence or two."""
+    verified: bool
+    """True when the numbers below were measured on what was made."""
+    rank: int
+    n: int
+    """What the rank would be if it were full: min(m, n)."""
+    full_rank: bool
+    rtol: float
+    rtol_rule: str
+    rtol_reason: str
+    condition_number: float
+    """The largest singular value that counts over the smallest."""
+    singular_values: SingularValues
+    rows_used: int
+    """Rows of A, or its columns when A is wide."""
+    rows_omitted: int = 0
+    warnings: tuple[str, ...] = ()
+    orthogonality: float | None = None
+    """‖QᴴQ − I‖, or ‖UᴴU − I‖ (of V for a wide matrix)."""
+    reconstruction_error: float | None = None
+    """‖A − QR‖ / ‖A‖, or ‖A − U S Vᴴ‖ / ‖A‖."""
+    best_error: float | None = None
+    """The least that any matrix of this rank can reach: √(Σ of the squares of the values left out) / ‖A‖."""
+    penrose: dict[str, float] | None = None
+    """AXA = A and XAX = X relative to ‖A‖ and ‖X‖; AX and XA Hermitian, as norms of their skew parts."""
+    ridge_error: float | None = None
+    """‖XA − (AᴴA + λI)⁻¹AᴴA‖ for a ridge, in place of Penrose's conditions."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; what is not finite becomes text, since JSON has no word for it."""
+        return {name: _json(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FactorCertificate":
+        """What to_dict gave, back."""
+        plain: dict[str, Any] = {name: _python(value) for name, value in values.items()}
+        plain["singular_values"] = SingularValues(**plain["singular_values"])
+        return cls(**plain)
+
+
 def certify(solution: Solution, *, wide: bool, ridge: float, warnings: tuple[str, ...] = ()) -> Certificate:
     """The certificate of a solution."""
     decision, measured = solution.decision, solution.measured
@@ -99,8 +145,9 @@ def certify(solution: Solution, *, wide: bool, ridge: float, warnings: tuple[str
         condition_number=float(decision.condition_number) if decision.rank else 1.0,
         scaled_condition_number=float(decision.scaled_condition), backward_error=backward, forward_error_bound=bound,
         correct_digits=digits, residual_norm=tuple(float(r) for r in rss[:SHOWN]),
-        relative_residual=float(relative.max(initial=0.0)), singular_values=_ends(solution), refined=solution.refined,
-        rows_used=solution.rows, rows_omitted=solution.omitted, warnings=(*warnings, *_warnings(solution)),
+        relative_residual=float(relative.max(initial=0.0)), singular_values=ends_of(solution.decision),
+        refined=solution.refined, rows_used=solution.rows, rows_omitted=solution.omitted,
+        warnings=(*warnings, *_warnings(solution)),
     )  # fmt: skip
     return _with_statement(certificate, wide=wide, ridge=ridge)
 
@@ -112,8 +159,8 @@ def correct_digits(bound: float) -> int:
     return min(15, int(-math.log10(max(bound, 1e-16))))
 
 
-def _ends(solution: Solution) -> SingularValues:
-    d = solution.decision
+def ends_of(d: Decision) -> SingularValues:
+    """The ends of the spectrum that a decision rests on."""
     gap = None if d.dropped is None or d.kept is None else (d.kept / d.dropped if d.dropped > 0 else math.inf)
     return SingularValues(float(d.largest), float(d.smallest), d.kept, d.dropped, gap, d.singular_values is None)
 

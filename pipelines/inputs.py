@@ -10,9 +10,9 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.errors import BadData, PlanRefused
-from pipelines.jobs import ArraySource, LeastSquares
+from pipelines.jobs import ArraySource, Job, LeastSquares
 from pipelines.jobs.base import as_source
-from pipelines.layout import Shape
+from pipelines.layout import Layout, Shape
 from pipelines.matrix import InMemory, Source, Span, Stored
 
 PART_BYTES = 64 * 2**20
@@ -52,11 +52,12 @@ class DaskRows:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arrays of a least-squares job."""
+    """The arrays of a job."""
 
     A: Source
     """Rows of the system: of A, or of Aᴴ when A is wide."""
-    b: Source
+    b: Source | None
+    """The right-hand sides, for the kinds of job that have them."""
     weights: Source | None
     shape: Shape
     vector: bool
@@ -68,8 +69,22 @@ class Inputs:
     given: tuple[Span, ...]
     """Spans that the blocks of a dask array fix."""
 
+    @property
+    def sources(self) -> list[Source]:
+        """All that the job reads."""
+        return [source for source in (self.A, self.b, self.weights) if source is not None]
 
-def open_inputs(job: LeastSquares, run: str) -> Inputs:
+    def cut(self, layout: Layout) -> "Inputs":
+        """The same with the blocks of dask arrays beside A made to fit the spans of its rows."""
+        if layout.shape.wide:
+            return self
+        b, weights = (
+            source.cut(layout.spans) if isinstance(source, DaskRows) else source for source in (self.b, self.weights)
+        )
+        return replace(self, b=b, weights=weights)
+
+
+def open_inputs(job: Job, run: str) -> Inputs:
     """What the job reads, from metadata alone.
 
     Raises:
@@ -78,22 +93,35 @@ def open_inputs(job: LeastSquares, run: str) -> Inputs:
     fill = job.missing_chunks == "fill"
     infos: dict[str, storage.ArrayInfo] = {}
     A = _open(job.matrix, "matrix", fill, run, infos, most=2)
-    b = _open(job.rhs, "rhs", fill, run, infos, most=2)
-    weights = None if job.weights is None else _open(job.weights, "weights", fill, run, infos, most=1)
     m, n = A.shape
-    _must_agree(b.shape[0], m, "rhs", "rows")
-    if weights is not None:
-        _must_agree(weights.shape[0], m, "weights", "entries")
     wide = m < n
-    dtype = np.dtype(np.complex128 if "c" in (A.dtype.kind, b.dtype.kind) else np.float64)
-    shape = replace(_shape(A, b.shape[1], dtype, wide=wide), side_chunk_bytes=_side_chunk_bytes(infos, wide=wide))
+    b, weights = _sides(job, fill, run, infos, m) if isinstance(job, LeastSquares) else (None, None)
+    kinds = [source.dtype.kind for source in (A, b) if source is not None]
+    dtype = np.dtype(np.complex128 if "c" in kinds else np.float64)
+    shape = replace(
+        _shape(A, 0 if b is None else b.shape[1], dtype, wide=wide),
+        side_chunk_bytes=_side_chunk_bytes(infos, wide=wide),
+    )
     names = infos["matrix"].names if "matrix" in infos else ()
     if wide:
         A = _transposed(A)
     given = _given_spans(A)
     if isinstance(A, DaskRows):
         A = A.cut(given)
-    return Inputs(A, b, weights, shape, _is_vector(job.rhs, infos), infos, _picked(names, job.matrix, n), given)
+    vector = isinstance(job, LeastSquares) and _is_vector(job.rhs, infos)
+    return Inputs(A, b, weights, shape, vector, infos, _picked(names, job.matrix, n), given)
+
+
+def _sides(
+    job: LeastSquares, fill: bool, run: str, infos: dict[str, storage.ArrayInfo], m: int
+) -> tuple[Source, Source | None]:
+    """The right-hand sides and the weights."""
+    b = _open(job.rhs, "rhs", fill, run, infos, most=2)
+    weights = None if job.weights is None else _open(job.weights, "weights", fill, run, infos, most=1)
+    _must_agree(b.shape[0], m, "rhs", "rows")
+    if weights is not None:
+        _must_agree(weights.shape[0], m, "weights", "entries")
+    return b, weights
 
 
 def _open(what: Any, name: str, fill: bool, run: str, infos: dict[str, storage.ArrayInfo], most: int) -> Source:

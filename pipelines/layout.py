@@ -79,6 +79,8 @@ class Layout:
     fan_in: int
     block_rows: int
     span_rows: int
+    out_rows: int = 0
+    """Rows of a chunk of what the job writes row by row; 0 when it writes nothing of that size."""
     given: tuple[Span, ...] = ()
     """Spans that the blocks of a dask array fix."""
 
@@ -106,15 +108,29 @@ class Layout:
         return self.block_rows * self.shape.row_bytes
 
 
-def lay_out(shape: Shape, *, block: int | None, products: bool, slab_bytes: int | None, span_seconds: float) -> Layout:
-    """The cut of a matrix; None lets measurement decide."""
+def lay_out(
+    shape: Shape,
+    *,
+    block: int | None,
+    products: bool,
+    slab_bytes: int | None,
+    span_seconds: float,
+    writes: bool = False,
+) -> Layout:
+    """The cut of a matrix; None lets measurement decide.  When rows are written, spans hold whole chunks of them."""
     p, t = split_columns(shape)
     width = block or sweep.block_width(p)
     slab = sweep.slab_rows(p, t, shape.dtype.itemsize, slab_bytes or sweep.CACHE_BYTES)
     group = max(64, 64 * p // slab)
     block_rows = _block_rows(shape, slab)
-    span_rows = _span_rows(shape, block_rows, factor_flops(shape.rows, p, t), span_seconds)
-    return Layout(shape, p, t, width, products, slab, group, 8 if p <= 512 else 2, block_rows, span_rows)
+    out_rows = _out_rows(shape) if writes else 0
+    # A chunk that is decoded whole belongs to one span; of plain files any rows will do.
+    unit = max(out_rows, block_rows) if shape.partial else max(shape.unit, 1)
+    if out_rows:
+        unit = -(-unit // out_rows) * out_rows
+    span_rows = _span_rows(shape, unit, factor_flops(shape.rows, p, t), span_seconds)
+    fan_in = 8 if p <= 512 else 2
+    return Layout(shape, p, t, width, products, slab, group, fan_in, block_rows, span_rows, out_rows)
 
 
 def split_columns(shape: Shape) -> tuple[int, int]:
@@ -155,10 +171,18 @@ def _block_rows(shape: Shape, slab_rows: int) -> int:
     return min(chunk * max(1, wanted // chunk), max(1, shape.rows))
 
 
-def _span_rows(shape: Shape, block_rows: int, flops: float, span_seconds: float) -> int:
+def _out_rows(shape: Shape) -> int:
+    """As many rows as a chunk of the input has, so that each makes one chunk of the output; fewer of huge ones."""
+    row, chunk = max(1, shape.row_bytes), max(1, min(shape.chunk[0], shape.rows))
+    if chunk * row <= MOST_BLOCK_BYTES:
+        return chunk
+    wanted = max(1, BLOCK_BYTES // row)
+    # A divisor of what is decoded together, if there is one near; else spans of several of them come out even.
+    return next((d for d in range(wanted, wanted // 2, -1) if shape.unit % d == 0), wanted)
+
+
+def _span_rows(shape: Shape, unit: int, flops: float, span_seconds: float) -> int:
     seconds = flops / NOMINAL_FLOPS + shape.rows * shape.row_bytes / NOMINAL_BYTES
     wanted = min(max(seconds / span_seconds, min(FEW_SPANS, seconds / SHORT_SPAN), 1), MOST_SPANS)
-    # A chunk that is decoded whole belongs to one span; of plain files any rows will do.
-    unit = block_rows if shape.partial else max(shape.unit, 1)
     units = max(1, -(-shape.rows // unit))
     return unit * max(1, math.ceil(units / wanted))

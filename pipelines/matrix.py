@@ -223,6 +223,8 @@ class System:
     """Rows of one read."""
     columns_by: np.ndarray | None = None
     """Wide problems: the square root of each equation's weight, 0 for one left out; scales columns here."""
+    keep_places: bool = False
+    """True when rows that are left out become zeros, so that what is written for the others stays in its place."""
 
     def blocks(self, span: Span) -> Iterator[Block]:
         """The span's rows, the next block being read while the present one is worked on."""
@@ -265,6 +267,8 @@ class System:
             slab.start,
         )
         omitted = int(len(good) - good.sum())
+        if self.keep_places:
+            kept = replace(slab, a=np.where(good[:, None], slab.a, np.zeros((), slab.a.dtype)))
         return Block(kept, replace(tally, rows=tally.rows - omitted, omitted=omitted))
 
     def scan(self, block: Block) -> Tally:

@@ -8,8 +8,10 @@ from typing import Any
 
 from pipelines.errors import PlanRefused
 from pipelines.inputs import Inputs, open_inputs
-from pipelines.jobs import LeastSquares
-from pipelines.layout import Layout, factor_flops, lay_out, tree_depth, tree_levels
+from pipelines.jobs import Job
+from pipelines.kinds import kind_of
+from pipelines.kinds.base import Step
+from pipelines.layout import Layout, lay_out, tree_depth, tree_levels
 from pipelines.methods.options import Tsqr
 from pipelines.rates import Rates, load_rates
 from pipelines.units import counted, format_bytes
@@ -53,8 +55,8 @@ class Plan:
     kind: str
     method: str
     reason: str
-    shape: tuple[int, int, int]
-    """m, n and k."""
+    shape: tuple[int, ...]
+    """m and n, and k where there are right-hand sides."""
     dtype: str
     """Of A as stored."""
     orientation: str
@@ -83,7 +85,7 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(job: LeastSquares, resources: Resources | None = None, rates: Rates | None = None) -> Plan:
+def make_plan(job: Job, resources: Resources | None = None, rates: Rates | None = None) -> Plan:
     """The plan of a job on a cluster (default: this machine), from metadata alone.
 
     Raises:
@@ -101,7 +103,7 @@ def this_machine() -> Resources:
     return Resources(1, len(os.sched_getaffinity(0)), psutil.virtual_memory().available)
 
 
-def layout_of(job: LeastSquares, inputs: Inputs) -> Layout:
+def layout_of(job: Job, inputs: Inputs) -> Layout:
     """The cut that the job's method asks for."""
     options = job.method if isinstance(job.method, Tsqr) else Tsqr()
     layout = lay_out(
@@ -110,6 +112,7 @@ def layout_of(job: LeastSquares, inputs: Inputs) -> Layout:
         products=options.products,
         slab_bytes=None if options.slab_bytes == "auto" else options.slab_bytes,
         span_seconds=options.span_seconds,
+        writes=kind_of(job).writes(job, wide=inputs.shape.wide),
     )
     if not inputs.given:
         return layout
@@ -117,17 +120,18 @@ def layout_of(job: LeastSquares, inputs: Inputs) -> Layout:
     return replace(layout, given=inputs.given, span_rows=largest, block_rows=max(1, min(layout.block_rows, largest)))
 
 
-def plan_of(job: LeastSquares, inputs: Inputs, layout: Layout, resources: Resources, rates: Rates) -> Plan:
+def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rates: Rates) -> Plan:
     """The plan of inputs that are open already."""
     shape = inputs.shape
     m, n = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
-    passes = tuple(_pass(name, flops, layout, resources, rates) for name, flops in _steps(job, layout))
+    kind = kind_of(job)
+    passes = tuple(_pass(step, layout, resources, rates) for step in kind.steps(job, layout))
     info = inputs.infos.get("matrix")
     plan = Plan(
         kind=job.kind,
         method="tsqr",
-        reason=_reason(job, layout),
-        shape=(m, n, shape.k),
+        reason=_reason(kind.reason(job), layout),
+        shape=(m, n) if inputs.b is None else (m, n, shape.k),
         dtype=str(inputs.A.dtype),
         orientation="wide" if shape.wide else "tall",
         chunks=None if info is None else (info.chunks[0], info.chunks[1]),
@@ -153,35 +157,21 @@ def plan_of(job: LeastSquares, inputs: Inputs, layout: Layout, resources: Resour
     return plan
 
 
-def _steps(job: LeastSquares, layout: Layout) -> list[tuple[str, float]]:
-    """The reads that are certain, with their flops; one more comes when a refinement is called for."""
-    shape = layout.shape
-    factor = factor_flops(shape.rows, layout.p, layout.t)
-    multiply = 4.0 * shape.rows * shape.columns * shape.k
-    complex_ = 4 if shape.dtype.kind == "c" else 1
-    steps = [("factor", factor * complex_)]
-    if shape.wide and job.nan == "omit_rows":
-        steps.insert(0, ("look", 0.0))
-    if shape.wide and job.verify:
-        steps.append(("combine", multiply * complex_))
-    if shape.wide or job.verify:
-        steps.append(("combine" if shape.wide else "verify", multiply * complex_))
-    return steps
-
-
-def _pass(name: str, flops: float, layout: Layout, resources: Resources, rates: Rates) -> PassPlan:
-    shape, spans = layout.shape, layout.span_count
+def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates) -> PassPlan:
+    shape, spans, flops = layout.shape, layout.span_count, step.flops
     size = shape.rows * shape.row_bytes * layout.amplification
-    fan_in = layout.fan_in if name == "factor" else 8
+    fan_in = layout.fan_in if step.factors else 8
     merges = sum(tree_levels(spans, fan_in))
-    speed = rates.factor_flops_per_second(layout.p) if name == "factor" else rates.gemm_flops_per_second() / 10
+    speed = rates.factor_flops_per_second(layout.p) if step.factors else rates.gemm_flops_per_second() / 10
     cores = max(1, min(resources.workers * resources.threads, spans))
     rounds = -(-spans // cores) / max(spans, 1)
-    reading, arithmetic = size / rates.read_bytes_per_second() * rounds, flops / speed * rounds
-    merging = 2 / 3 * layout.p**3 / rates.merge_flops_per_second() if name == "factor" else 0.0
+    reading, arithmetic = (size + step.writes) / rates.read_bytes_per_second() * rounds, flops / speed * rounds
+    merging = 2 / 3 * layout.p**3 / rates.merge_flops_per_second() if step.factors else 0.0
     tree = tree_depth(spans, fan_in) * (fan_in - 1) * merging
     seconds = reading + arithmetic + tree + (spans + merges) * rates.task_seconds
-    return PassPlan(name, size, flops, spans + merges, seconds, "reading" if reading > arithmetic else "arithmetic")
+    return PassPlan(
+        step.name, size, flops, spans + merges, seconds, "reading" if reading > arithmetic else "arithmetic"
+    )
 
 
 def _small_seconds(layout: Layout, verify: bool) -> float:
@@ -189,17 +179,17 @@ def _small_seconds(layout: Layout, verify: bool) -> float:
     return LARGEST_SVD * n**3 * (2 if n <= 512 else 0.1) + (1e-10 * n**3 if verify else 0)
 
 
-def peak_bytes(job: LeastSquares, layout: Layout, threads: int) -> int:
+def peak_bytes(job: Job, layout: Layout, threads: int) -> int:
     """Resident memory of a worker at its fullest: a few blocks, a slab, and some n × n states; never the rows."""
     shape, size = layout.shape, layout.shape.dtype.itemsize
     block = layout.block_bytes
     # Two blocks, since one is read ahead; the pipeline of Zarr holds each once more as it came from the store.
     blocks = 2 * block if shape.partial else 4 * block + 2 * min(shape.chunk[0] * shape.row_bytes, 2**31)
-    if job.nan == "omit_rows" or shape.wide:
+    if getattr(job, "nan", "error") == "omit_rows" or shape.wide:
         blocks += 2 * layout.block_rows * shape.columns * size
     if layout.given:
         blocks = 3 * layout.span_rows * shape.row_bytes
-    sides = 4 * layout.block_rows * (shape.k + 1) * size
+    sides = kind_of(job).buffer_bytes(layout)
     slab = (layout.slab_rows + layout.block) * (layout.p + layout.t) * size
     state = layout.p * (layout.p + layout.t) * size
     # R⁻¹, two Gram matrices, and the copies that bring R up to date.
@@ -210,16 +200,13 @@ def peak_bytes(job: LeastSquares, layout: Layout, threads: int) -> int:
     return IDLE_BYTES + threads * per_thread
 
 
-def _reason(job: LeastSquares, layout: Layout) -> str:
-    why = "as accurate as LAPACK at any condition number, in one pass"
-    if isinstance(job.method, Tsqr):
-        why = "asked for by the job file"
+def _reason(why: str, layout: Layout) -> str:
     wide = "rows of Aᴴ are read, since A is wide; " if layout.shape.wide else ""
     size = format_bytes(layout.p**2 * layout.shape.dtype.itemsize)
     return f"{why}; {wide}R is {layout.p:,} × {layout.p:,}, {size}"
 
 
-def _warnings(job: LeastSquares, inputs: Inputs, layout: Layout) -> list[str]:
+def _warnings(job: Job, inputs: Inputs, layout: Layout) -> list[str]:
     found = []
     if unchecked := _without_checksums(inputs):
         found.append(
@@ -242,7 +229,7 @@ def _without_checksums(inputs: Inputs) -> list[str]:
     return [name for name, info in inputs.infos.items() if not info.checksums]
 
 
-def _refuse(job: LeastSquares, inputs: Inputs, layout: Layout, plan: Plan) -> None:
+def _refuse(job: Job, inputs: Inputs, layout: Layout, plan: Plan) -> None:
     unchecked = _without_checksums(inputs)
     if job.require.checksums and unchecked:
         verb, them = ("carry", "them") if len(unchecked) > 1 else ("carries", "it")
@@ -262,7 +249,7 @@ def _refuse(job: LeastSquares, inputs: Inputs, layout: Layout, plan: Plan) -> No
         raise PlanRefused(_too_large(job, layout, plan))
 
 
-def _too_large(job: LeastSquares, layout: Layout, plan: Plan) -> str:
+def _too_large(job: Job, layout: Layout, plan: Plan) -> str:
     needed, there = plan.peak_bytes_per_worker, plan.memory_bytes_per_worker
     states, blocks = layout.p * (layout.p + layout.t) * layout.shape.dtype.itemsize, layout.block_bytes
     if layout.shape.side_chunk_bytes > max(states, blocks):
@@ -286,7 +273,7 @@ def _too_large(job: LeastSquares, layout: Layout, plan: Plan) -> str:
     return found + f"Give each worker at least {format_bytes(needed)}: use fewer and larger workers."
 
 
-def _key(job: LeastSquares, layout: Layout) -> str:
+def _key(job: Job, layout: Layout) -> str:
     cut = (
         layout.p,
         layout.t,

@@ -95,7 +95,13 @@ def render_result(summary: Mapping[str, Any]) -> str:
     blocks = [
         _wrapped(certificate.get("statement", "")),
         _labelled(_findings(certificate)),
-        _labelled([("rows", _rows(certificate)), ("time", _timings(summary)), ("x", _preview(summary))]),
+        _labelled(
+            [
+                ("rows", _rows(certificate)),
+                ("time", _timings(summary)),
+                *((name, _preview(summary, name)) for name in ("x", "s")),
+            ]
+        ),
         _warnings(certificate),
         _labelled(_whereabouts(summary)),
     ]
@@ -106,6 +112,11 @@ def _findings(certificate: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     return [
         ("rank", _rank(certificate)),
         ("backward error", _measured(certificate, "backward_error")),
+        ("reconstruction", _relative(certificate, "reconstruction_error", "‖A‖")),
+        ("best possible", _relative(certificate, "best_error", "‖A‖")),
+        ("orthogonality", _number(certificate.get("orthogonality"))),
+        ("Penrose", _penrose(certificate.get("penrose") or {})),
+        ("ridge error", _number(certificate.get("ridge_error"))),
         ("forward error", _forward(certificate)),
         ("condition number", _condition(certificate)),
         ("residual norm", _residual(certificate)),
@@ -127,9 +138,18 @@ def _rank(certificate: Mapping[str, Any]) -> str | None:
 
 
 def _measured(certificate: Mapping[str, Any], name: str) -> str | None:
-    if certificate.get("verified") is False and certificate.get(name) is None:
+    if name in certificate and certificate.get("verified") is False and certificate[name] is None:
         return "not measured: verify is false"
     return _number(certificate.get(name))
+
+
+def _relative(certificate: Mapping[str, Any], name: str, norm: str) -> str | None:
+    value = certificate.get(name)
+    return f"{_number(value)} of {norm}" if value is not None else None
+
+
+def _penrose(residuals: Mapping[str, Any]) -> str:
+    return ", ".join(f"{condition}: {_number(value)}" for condition, value in residuals.items())
 
 
 def _forward(certificate: Mapping[str, Any]) -> str | None:
@@ -188,22 +208,28 @@ def _timings(summary: Mapping[str, Any]) -> str:
     return parts if total is None else format_seconds(total) + (f": {parts}" if parts else "")
 
 
-def _preview(summary: Mapping[str, Any]) -> str | None:
-    first = (summary.get("preview") or {}).get("x")
+def _preview(summary: Mapping[str, Any], name: str) -> str | None:
+    first = (summary.get("preview") or {}).get(name)
     if not first or isinstance(first[0], list | Mapping):
         return None
-    n = ((summary.get("plan") or {}).get("shape") or (0, 0))[1]
+    shape = (summary.get("plan") or {}).get("shape") or (0, 0)
+    n = shape[1] if name == "x" else min(shape[:2])
     more = n > len(first)
     return ", ".join(_number(value) or "NaN" for value in first) + (f", ... ({n:,} in all)" if more else "")
 
 
+_MAIN = {"qr": '["R"]', "svd": '["s"]', "pseudoinverse": '["pinv"]'}
+"""What people want first of a result, by kind of job; of least squares it is x."""
+
+
 def _whereabouts(summary: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    kind = str(summary.get("kind"))
     output = (summary.get("job") or {}).get("output") or summary.get("url")
     if output is None:
         return []
     return [
         ("arrays", str(output)),
-        ("in Python", f'from pipelines import open_result; open_result("{output}").x'),
+        ("in Python", f'from pipelines import open_result; open_result("{output}"){_MAIN.get(kind, ".x")}'),
     ]
 
 

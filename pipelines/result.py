@@ -10,7 +10,7 @@ from pipelines.errors import BadData
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.certify import Certificate
+    from pipelines.certify import Certificate, FactorCertificate
 
 KEY = "tallgrass"
 """The attribute of the group that holds the summary."""
@@ -30,11 +30,12 @@ class Result:
     """What the job requires and the certificate does not reach."""
 
     @property
-    def certificate(self) -> "Certificate":
-        """How far to trust x."""
-        from pipelines.certify import Certificate
+    def certificate(self) -> "Certificate | FactorCertificate":
+        """How far to trust it."""
+        from pipelines.certify import Certificate, FactorCertificate
 
-        return Certificate.from_dict(self.summary["certificate"])
+        kind = Certificate if self.summary["kind"] == "least_squares" else FactorCertificate
+        return kind.from_dict(self.summary["certificate"])
 
     @property
     def x(self) -> "np.ndarray":

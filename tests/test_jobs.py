@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipelines.jobs import ArraySource, LeastSquares
+from pipelines.jobs import QR, SVD, ArraySource, Job, LeastSquares, Pseudoinverse
 from pipelines.jobs.base import as_source
 from pipelines.jobs.least_squares import Require
-from pipelines.load import job_schema, load_job
+from pipelines.jobs.pseudoinverse import RequirePseudoinverse
+from pipelines.jobs.qr import RequireQR
+from pipelines.jobs.svd import Relative, RequireSVD
+from pipelines.load import job_schema, kinds_of, load_job
 from pipelines.methods.options import Tsqr
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+KINDS = kinds_of(Job)
 
 
 def job(**fields):
@@ -38,7 +42,10 @@ def test_a_job_has_the_defaults_that_its_fields_state():
     }
 
 
-@pytest.mark.parametrize("model", [LeastSquares, Require, ArraySource, Tsqr])
+MODELS = [LeastSquares, QR, SVD, Pseudoinverse, Require, RequireQR, RequireSVD, RequirePseudoinverse, Relative]
+
+
+@pytest.mark.parametrize("model", [*MODELS, ArraySource, Tsqr])
 def test_every_field_is_documented(model):
     assert [name for name, field in model.model_fields.items() if not field.description] == []
 
@@ -138,14 +145,17 @@ def test_the_schema_in_configs_is_current():
 
 
 def test_the_schema_asks_for_what_a_file_must_say_and_hides_what_only_python_can():
-    schema = job_schema()
-    assert schema["required"] == ["kind", "matrix", "rhs", "output"]
-    assert schema["additionalProperties"] is False
-    assert [set(choice) & {"type", "$ref"} for choice in schema["properties"]["matrix"]["oneOf"]] == [
-        {"type"},
-        {"$ref"},
-    ]
-    assert all(field["description"] for name, field in schema["properties"].items())
+    definitions = job_schema()["$defs"]
+    assert definitions["LeastSquares"]["required"] == ["kind", "matrix", "rhs", "output"]
+    for kind in KINDS.values():
+        schema = definitions[kind.__name__]
+        assert {"kind", "matrix", "output"} <= set(schema["required"])
+        assert schema["additionalProperties"] is False
+        assert [set(choice) & {"type", "$ref"} for choice in schema["properties"]["matrix"]["oneOf"]] == [
+            {"type"},
+            {"$ref"},
+        ]
+        assert all(field["description"] for name, field in schema["properties"].items())
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "jobs").glob("*.yaml")), ids=lambda path: path.name)
@@ -154,11 +164,36 @@ def test_every_example_is_a_valid_job_and_names_its_schema(path):
     assert path.read_text().startswith("# yaml-language-server: $schema=../schema.json\n")
 
 
-def test_the_commented_example_has_every_field_in_order_at_its_default():
-    path = CONFIGS / "jobs" / "least_squares.yaml"
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_commented_example_has_every_field_in_order_at_its_default(kind):
+    path, model = CONFIGS / "jobs" / f"{kind}.yaml", KINDS[kind]
     written = [line.partition(":")[0] for line in path.read_text().splitlines() if line[:1].isalpha()]
     example = load_job(path)
-    assert written == list(LeastSquares.model_fields)
-    assert example == LeastSquares(matrix=example.matrix, rhs=example.rhs, output=example.output)
-    for name in [*Require.model_fields, *Tsqr.model_fields]:
+    given = {name: getattr(example, name) for name in ("matrix", "rhs", "output") if hasattr(example, name)}
+    assert written == list(model.model_fields)
+    assert example == model(**given)
+    for name in type(example.require).model_fields:
         assert f"{name}: " in path.read_text()
+
+
+def test_the_example_of_least_squares_shows_the_options_of_its_method():
+    text = (CONFIGS / "jobs" / "least_squares.yaml").read_text()
+    assert all(f"{name}: " in text for name in Tsqr.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "svd", "values": 0}, "values"),
+        ({"kind": "svd", "values": {"tolerance": 1.5}}, "less than 1"),
+        ({"kind": "svd", "vectors": "left"}, "'none', 'right' or 'both'"),
+        ({"kind": "qr", "form": "q"}, "'r' or 'explicit'"),
+        ({"kind": "pseudoinverse", "rank": 0}, "greater than or equal to 1"),
+        ({"kind": "pseudoinverse", "rank": 3, "ridge": 1.0}, "a ridge or a rank, not both"),
+        ({"kind": "pseudoinverse", "side": "left", "ridge": 1.0}, "side: any, since with a ridge"),
+        ({"kind": "pseudoinverse", "output": "data/A/x"}, "an output outside the input"),
+    ],
+)
+def test_what_a_job_may_not_say(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        KINDS[fields["kind"]](**{"matrix": "data/A", "output": "results/x"} | fields)

@@ -1,9 +1,16 @@
-"""The kinds of job: adding one is one file here and one line in the union."""
+"""The kinds of job: adding one is one file here, one in pipelines/kinds and one line in the union."""
+
+from typing import Annotated
+
+from pydantic import Discriminator
 
 from pipelines.jobs.base import ArraySource
 from pipelines.jobs.least_squares import LeastSquares, Require
+from pipelines.jobs.pseudoinverse import Pseudoinverse
+from pipelines.jobs.qr import QR
+from pipelines.jobs.svd import SVD
 
-Job = LeastSquares
-"""Every kind of job, told apart by `kind`: a union as soon as there are two."""
+Job = Annotated[LeastSquares | QR | SVD | Pseudoinverse, Discriminator("kind")]
+"""Every kind of job, told apart by `kind`."""
 
-__all__ = ["ArraySource", "Job", "LeastSquares", "Require"]
+__all__ = ["QR", "SVD", "ArraySource", "Job", "LeastSquares", "Pseudoinverse", "Require"]

@@ -1,15 +1,20 @@
 """The arrays that a job reads: stored ones by path or URL, or (in Python) arrays themselves."""
 
 import os
+import posixpath
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, PlainSerializer, Tag, field_validator
+from pydantic import Discriminator, Field, PlainSerializer, Tag, ValidationInfo, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from pipelines.fields import NOT_BOOL, Model, Url, needed
+from pipelines.fields import NOT_BOOL, Model, Seconds, Url, needed
+from pipelines.methods.options import MethodChoice
 
 Index = Annotated[int, NOT_BOOL]
+Bound = Annotated[float, Field(gt=0, allow_inf_nan=False), NOT_BOOL]
+Rtol = Literal["auto", "numpy", "scipy", "gelsd"] | Annotated[float, Field(ge=0, lt=1), NOT_BOOL]
+NumberType = Literal["auto", "float32", "float64", "complex64", "complex128"]
 
 
 class ArraySource(Model):
@@ -77,4 +82,77 @@ def as_source(array: Any) -> Any:
     return ArraySource(url=array) if isinstance(array, str) else array
 
 
-__all__ = ["ArrayInput", "ArraySource", "Model", "as_source"]
+class RequireFactors(Model):
+    """What the certificate has to reach; a job that finishes below it exits with code 8."""
+
+    rank: Literal["full"] | Annotated[int, Field(ge=0), NOT_BOOL] | None = None
+    """The rank that A must have: full, or a number."""
+    condition_number: Annotated[float, Field(ge=1, allow_inf_nan=False), NOT_BOOL] | None = None
+    """Largest condition number accepted."""
+    checksums: bool = False
+    """Refuse stored arrays whose chunks carry no checksum, since damage to them could go unseen."""
+
+
+class MatrixJob(Model):
+    """What all kinds of job on one matrix share."""
+
+    kind: str
+    """The kind of job."""
+    matrix: ArrayInput
+    """A, shape (m, n): tall, square or wide, of any number type."""
+    output: Url | None = None
+    """Path or URL of the result, a Zarr group; it appears whole or not at all."""
+    method: MethodChoice = "auto"
+    """auto, or {name: tsqr, and its options}."""
+    nan: Literal["error", "omit_rows"] = "error"
+    """What to do with NaN or infinity in A: stop, or leave such rows out: they count, and are written, as zeros."""
+    missing_chunks: Literal["error", "fill"] = "error"
+    """What to do with chunks that are not in the store: stop, or take the array's fill value for them."""
+    verify: bool = True
+    """Measure what was made: the errors that the certificate names."""
+    dtype: NumberType = "auto"
+    """Number type of the answer; auto is float64, or complex128 for complex input."""
+    overwrite: bool = False
+    """Replace the result that is already at the output; without it, an existing result is an error."""
+    no_progress_timeout: Seconds = Field("10m", validate_default=True)
+    """Time without any progress after which the run fails, such as "10m" or "2h"."""
+
+    @field_validator("output")
+    @classmethod
+    def _output_is_apart(cls, output: str | None, info: ValidationInfo) -> str | None:
+        must_be_apart(output, "matrix", info.data.get("matrix"))
+        return output
+
+
+def must_be_apart(output: str | None, name: str, array: Any) -> None:
+    """Writing the result must not touch the input: neither may lie inside the other."""
+    url = array.url if isinstance(array, ArraySource) else array
+    if output is None or not isinstance(url, str):
+        return
+    result, stored = _canonical(output), _canonical(url)
+    if (result + "/").startswith(stored + "/"):
+        raise needed(f"an output outside the input; {output} lies inside {name}, {url}")
+    if (stored + "/").startswith(result + "/"):
+        raise needed(f"an output outside the input; {name}, {url}, lies inside {output} and would be replaced")
+
+
+def _canonical(url: str) -> str:
+    """One spelling for every way to write a place."""
+    if "://" in url and not url.startswith("file://"):
+        scheme, _, rest = url.partition("://")
+        return f"{scheme}://{posixpath.normpath(rest)}"
+    return os.path.abspath(url.removeprefix("file://"))
+
+
+__all__ = [
+    "ArrayInput",
+    "ArraySource",
+    "Bound",
+    "MatrixJob",
+    "Model",
+    "NumberType",
+    "RequireFactors",
+    "Rtol",
+    "as_source",
+    "must_be_apart",
+]

@@ -1,16 +1,12 @@
 """The least-squares job: what its file may say."""
 
-import os
-import posixpath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.fields import NOT_BOOL, Model, Seconds, Url, needed
-from pipelines.jobs.base import ArrayInput, ArraySource
+from pipelines.jobs.base import ArrayInput, Bound, NumberType, Rtol, must_be_apart
 from pipelines.methods.options import MethodChoice
-
-Bound = Annotated[float, Field(gt=0, allow_inf_nan=False), NOT_BOOL]
 
 
 class Require(Model):
@@ -41,7 +37,7 @@ class LeastSquares(Model):
     """Path or URL of the result, a Zarr group; it appears whole or not at all."""
     method: MethodChoice = "auto"
     """auto, or {name: tsqr, and its options}."""
-    rtol: Literal["auto", "numpy", "scipy", "gelsd"] | Annotated[float, Field(ge=0, lt=1), NOT_BOOL] = "auto"
+    rtol: Rtol = "auto"
     """Singular values below rtol times the largest count as zero: a number, or whose rule decides."""
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False), NOT_BOOL] = 0.0
     """λ of ||A x - b||² + λ ||x||² (Tikhonov): not squared here; 0 for none."""
@@ -53,7 +49,7 @@ class LeastSquares(Model):
     """What to do with chunks that are not in the store: stop, or take the array's fill value for them."""
     verify: bool = True
     """Read the matrix a second time to measure the residual, certify x, and refine it where that helps."""
-    dtype: Literal["auto", "float32", "float64", "complex64", "complex128"] = "auto"
+    dtype: NumberType = "auto"
     """Number type of the answer; auto is float64, or complex128 for complex input."""
     arrays: tuple[Literal["R", "singular_values"], ...] = ()
     """More arrays to write beside x and residual_norm."""
@@ -68,13 +64,13 @@ class LeastSquares(Model):
     @classmethod
     def _output_is_apart(cls, output: str | None, info: ValidationInfo) -> str | None:
         for name in ("matrix", "rhs"):
-            _must_be_apart(output, name, info.data.get(name))
+            must_be_apart(output, name, info.data.get(name))
         return output
 
     @field_validator("weights")
     @classmethod
     def _weights_are_apart(cls, weights: Any, info: ValidationInfo) -> Any:
-        _must_be_apart(info.data.get("output"), "weights", weights)
+        must_be_apart(info.data.get("output"), "weights", weights)
         return weights
 
     @field_validator("arrays")
@@ -91,23 +87,3 @@ class LeastSquares(Model):
         if asked and info.data.get("verify") is False:
             raise needed(f"verify: true, since only the verifying pass measures {asked[0]}")
         return require
-
-
-def _must_be_apart(output: str | None, name: str, array: Any) -> None:
-    """Writing the result must not touch the input: neither may lie inside the other."""
-    url = array.url if isinstance(array, ArraySource) else array
-    if output is None or not isinstance(url, str):
-        return
-    result, stored = _canonical(output), _canonical(url)
-    if (result + "/").startswith(stored + "/"):
-        raise needed(f"an output outside the input; {output} lies inside {name}, {url}")
-    if (stored + "/").startswith(result + "/"):
-        raise needed(f"an output outside the input; {name}, {url}, lies inside {output} and would be replaced")
-
-
-def _canonical(url: str) -> str:
-    """One spelling for every way to write a place."""
-    if "://" in url and not url.startswith("file://"):
-        scheme, _, rest = url.partition("://")
-        return f"{scheme}://{posixpath.normpath(rest)}"
-    return os.path.abspath(url.removeprefix("file://"))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from pipelines.kernels.blas import Quotient
 from pipelines.kernels.growth import Growth
@@ -113,14 +112,6 @@ def merge(left: Triangle, right: Triangle, block: int | None = None) -> Triangle
     Tpmqrt(qr, t)(R, result.C, C)
     result.tail += squares(C)
     return result
-
-
-def rows_of_q(a: np.ndarray, R: np.ndarray) -> np.ndarray:
-    """A R⁻¹ for a slab of A: orthonormal up to κ(R) u.  Equal slabs give equal bits, which a second R relies on."""
-    if not a.size:
-        return a
-    q: np.ndarray = solve_triangular(R, a.T, trans="T", check_finite=False).T
-    return q
 
 
 def squares(B: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from pipelines.errors import BadData
+from pipelines.kernels.basis import Basis
 from pipelines.kernels.sweep import squares
 from pipelines.matrix import Tally, square_roots
 from pipelines.methods.problem import (
@@ -81,14 +82,14 @@ def _orthogonal(
 ) -> tuple[np.ndarray, Combined]:
     """The same with x = Aᴴ R⁻¹ v, v = R₂⁻¹ R₂⁻ᴴ R⁻ᴴ b: as good as with a stored Q at any condition number."""
     R, layout = inverse.R, problem.layout
-    step = replace(factor_pass(layout), name="orthogonalise", over=R)
+    step = replace(factor_pass(layout), name="orthogonalise", over=Basis(R))
     second, seen = engine(step, problem.system, layout.spans)
     unchanged(tally, seen)
     R2 = np.triu(second.R)
     if problem.ridge:  # [Aᴴ; √λ I] R⁻¹ has these rows too
         R2 = np.linalg.qr(np.vstack([R2, np.sqrt(problem.ridge) * FullRank(R).solve(np.eye(len(R)))]), mode="r")
     v = FullRank(R2).normal(solve_triangular(R, b, trans="C", check_finite=False))
-    return inverse.solve(v), _combine(problem, engine, (v,), tally, keep=True, over=R)
+    return inverse.solve(v), _combine(problem, engine, (v,), tally, keep=True, over=Basis(R))
 
 
 def _equations(problem: Problem, engine: Runs) -> tuple[Problem, np.ndarray, int]:
@@ -128,7 +129,7 @@ def _combine(
     tally: Tally,
     *,
     keep: bool,
-    over: np.ndarray | None = None,
+    over: Basis | None = None,
 ) -> Combined:
     layout = problem.layout
     target = None

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
-from pipelines.kernels.sweep import rows_of_q, squares
+from pipelines.kernels.basis import Basis
+from pipelines.kernels.sweep import squares
 from pipelines.matrix import Slab, Span
 
 
@@ -36,8 +37,8 @@ class Combine:
     """True when x is wanted, False when only A x is."""
     target: str | None = None
     """A Zarr array (n, k) whose chunks are the spans, or None to keep x in memory."""
-    over: np.ndarray | None = None
-    """An R by which the rows are divided first: x = Aᴴ R⁻¹ y."""
+    over: Basis | None = None
+    """A basis that the rows are taken to first: x = Aᴴ R⁻¹ y."""
     group: int = 64
     fan_in: int = 8
     name: str = "combine"
@@ -47,7 +48,7 @@ class Combine:
 
     def absorb(self, state: Combined, slab: Slab) -> Combined:
         a, _ = slab.values(self.dtype)
-        q = a if self.over is None else rows_of_q(a, self.over)
+        q = a if self.over is None else self.over.rows(a)
         x = q @ self.ys[0]
         for y in self.ys[1:]:
             x += q @ y

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.kernels import sweep
+from pipelines.kernels.basis import Basis
 from pipelines.kernels.growth import FROM_COLUMNS, Growth
 from pipelines.kernels.sweep import Triangle
 from pipelines.matrix import Slab, Span
@@ -31,8 +32,8 @@ class Factor:
     products: bool = True
     """False for reflectors only, True for products where they are safe: see kernels/growth.py."""
     name: str = "factor"
-    over: np.ndarray | None = None
-    """An R by which the rows are divided first: the factor of A R⁻¹ says how far that is from orthonormal."""
+    over: Basis | None = None
+    """A basis that the rows are taken to first: the factor of A R⁻¹ says how far that is from orthonormal."""
 
     def start(self) -> Triangle:
         state = Triangle.empty(self.p, self.t, self.dtype)
@@ -59,5 +60,5 @@ class Factor:
         )
 
 
-def _quotient(slab: Slab, dtype: np.dtype[Any], R: np.ndarray, S: np.ndarray) -> None:
-    S[...] = sweep.rows_of_q(slab.values(dtype)[0], R)
+def _quotient(slab: Slab, dtype: np.dtype[Any], over: Basis, S: np.ndarray) -> None:
+    S[...] = over.rows(slab.values(dtype)[0])

@@ -83,6 +83,20 @@ def tolerance(rtol: str | float, m: int, n: int, depth: int) -> Tolerance:
     )
 
 
+def cut(s: np.ndarray, limit: Tolerance, most: int | None = None) -> Decision:
+    """The rank that singular values (n,), descending, have under a tolerance, or `most` when that is less."""
+    rank = int((limit.rtol * s[0] < s).sum()) if len(s) and s[0] > 0 else 0
+    rank = rank if most is None else min(rank, most)
+    smallest = float(s[rank - 1]) if rank else 0.0
+    largest = float(s[0]) if rank else 0.0
+    return Decision(
+        rank, limit, s, largest, smallest, largest / smallest if rank else 1.0,
+        smallest / largest if rank else None,
+        float(s[rank] / s[0]) if rank < len(s) and s[0] > 0 else 0.0 if rank < len(s) else None,
+        1 / smallest if rank else 0.0, 0.0,
+    )  # fmt: skip
+
+
 def column_scales(R: np.ndarray) -> np.ndarray:
     """Powers of two dⱼ with ‖R eⱼ‖ dⱼ between 0.7 and 1.4, (n,); 1 for a zero column.
 

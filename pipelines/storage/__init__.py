@@ -2,7 +2,7 @@
 
 from pipelines.storage.arrays import ArrayInfo, array_names, describe, open_array, read_text
 from pipelines.storage.reader import Reader, reader
-from pipelines.storage.staging import Staging, write_rows
+from pipelines.storage.staging import Staging, write_columns, write_rows
 
 __all__ = [
     "ArrayInfo",
@@ -13,5 +13,6 @@ __all__ = [
     "open_array",
     "read_text",
     "reader",
+    "write_columns",
     "write_rows",
 ]

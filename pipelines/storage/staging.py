@@ -87,16 +87,30 @@ def write_rows(url: str, start: int, block: np.ndarray) -> None:
     Raises:
         RunFailed: the rows do not fall on chunks, or the store is full.
     """
+    array, stop = _open_part(url, start, len(block), axis=0)
     with _told(url):
-        array = zarr.open_array(open_store(url), mode="r+", config={"write_empty_chunks": True})
-        stop, height = start + len(block), array.chunks[0]
-        if start % height or (stop % height and stop != array.shape[0]):
-            raise RunFailed(
-                f"Rows {start:,} to {stop:,} of {url} are not whole chunks of {height:,} rows. This is a defect of "
-                "Tallgrass: nothing was written. Please report it."
-            )
         block = block.astype(array.dtype, copy=False)
         array[start:stop] = block[:, 0] if array.ndim == 1 else block
+
+
+def write_columns(url: str, start: int, block: np.ndarray) -> None:
+    """Columns start.. of a stored array, from the rows of their adjoint; the rest is as in write_rows."""
+    array, stop = _open_part(url, start, len(block), axis=1)
+    with _told(url):
+        array[:, start:stop] = np.ascontiguousarray(block.conj().T.astype(array.dtype, copy=False))
+
+
+def _open_part(url: str, start: int, count: int, axis: int) -> tuple[zarr.Array[Any], int]:
+    with _told(url):
+        array = zarr.open_array(open_store(url), mode="r+", config={"write_empty_chunks": True})
+    stop, length = start + count, array.chunks[axis]
+    if start % length or (stop % length and stop != array.shape[axis]):
+        what = ("rows", "columns")[axis]
+        raise RunFailed(
+            f"{what.capitalize()} {start:,} to {stop:,} of {url} are not whole chunks of {length:,} {what}. This is a "
+            "defect of Tallgrass: nothing was written. Please report it."
+        )
+    return array, stop
 
 
 @contextmanager

@@ -1,0 +1,60 @@
+"""Rows of A made orthonormal without storing Q: divided by R, or times V S⁻¹, and divided by what was missing.
+
+Q₁ = A R⁻¹ is orthonormal up to κ(R) u only.  One more factor, Q₁ = Q R₂, costs a read and makes it so to roundoff,
+whatever the condition number, since Q₁ is well conditioned: A. R. Benson, D. F. Gleich, J. Demmel, "Direct QR
+factorizations for tall-and-skinny matrices in MapReduce architectures" (2013), arXiv:1301.1071, indirect TSQR with
+one step of refinement.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+
+@dataclass(frozen=True)
+class Basis:
+    """a ↦ a R⁻¹ for upper triangular R (n, n), or a ↦ a W for W (n, r); then ↦ · R₂⁻¹ when there is an R₂."""
+
+    R: np.ndarray | None = None
+    W: np.ndarray | None = None
+    R2: np.ndarray | None = None
+
+    @property
+    def rank(self) -> int:
+        """Columns of Q."""
+        matrix = self.W if self.R is None else self.R
+        assert matrix is not None
+        return int(matrix.shape[1])
+
+    def rows(self, a: np.ndarray) -> np.ndarray:
+        """The rows of Q (rows, r) that belong to rows of A.  Equal slabs give equal bits, which R₂ relies on."""
+        if not a.size:
+            return np.zeros((a.shape[0], self.rank), a.dtype)
+        q = a @ self.W if self.R is None else divided(a, self.R)
+        return q if self.R2 is None else divided(q, self.R2)
+
+    def inverse(self, q: np.ndarray) -> np.ndarray:
+        """(A⁺)ᴴ's rows (rows, n) from Q's: q R₂⁻ᴴ R⁻ᴴ, or q R₂⁻ᴴ Wᴴ, since A⁺ = R⁻¹ R₂⁻¹ Qᴴ."""
+        if self.R2 is not None:
+            q = divided_by_adjoint(q, self.R2)
+        if self.R is not None:
+            return divided_by_adjoint(q, self.R)
+        assert self.W is not None
+        return q @ self.W.conj().T
+
+
+def divided(a: np.ndarray, R: np.ndarray) -> np.ndarray:
+    """The rows of A R⁻¹."""
+    if not a.size:
+        return a
+    q: np.ndarray = solve_triangular(R, a.T, trans="T", check_finite=False).T
+    return q
+
+
+def divided_by_adjoint(q: np.ndarray, R: np.ndarray) -> np.ndarray:
+    """The rows of Q R⁻ᴴ."""
+    if not q.size:
+        return q
+    a: np.ndarray = solve_triangular(R, q.conj().T, check_finite=False).conj().T
+    return a

@@ -1,0 +1,19 @@
+"""One file for each kind of job: what it costs, and how its passes become a result."""
+
+from typing import Any
+
+from pipelines.kinds import least_squares, pseudoinverse, qr, svd
+from pipelines.kinds.base import Kind
+
+KINDS: dict[str, Kind] = {
+    "least_squares": least_squares,
+    "pseudoinverse": pseudoinverse,
+    "qr": qr,
+    "svd": svd,
+}
+"""The kinds by name; adding one is one file here and one in pipelines/jobs."""
+
+
+def kind_of(job: Any) -> Kind:
+    """The module that knows how to do this job."""
+    return KINDS[job.kind]

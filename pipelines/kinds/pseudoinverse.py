@@ -1,0 +1,227 @@
+"""The Moore–Penrose inverse, from storage to storage, held against the four conditions that define it."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipelines.certify import FactorCertificate
+from pipelines.errors import BadData, PlanRefused
+from pipelines.jobs import Pseudoinverse
+from pipelines.kernels.basis import Basis
+from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
+from pipelines.kinds.factors import (
+    certificate_of,
+    needs_tall_for_nan,
+    shortfalls_of,
+    target_of,
+    tolerance_of,
+    written_bytes,
+)
+from pipelines.layout import Layout, factor_flops
+from pipelines.matrix import InMemory, Source, Stored, Tally
+from pipelines.methods.orthonormal import factor, orthonormal, right_basis
+from pipelines.methods.problem import frobenius, unchanged
+from pipelines.passes.invert import Checked, Invert, Inverted, Penrose
+from pipelines.passes.output import Target
+from pipelines.small.inverse import FullRank, decide
+from pipelines.small.rank import Decision, cut
+from pipelines.storage import describe
+
+PROBES = 20
+"""Random columns for the condition that no sum over rows can see."""
+SEED = 0
+FACTOR_OF_PROBES = 10**0.5
+"""‖M‖_F is at most this many times its estimate but for one case in a million: 20 Gaussian probes, Chernoff's bound."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """X = K Qᴴ: how its rows are made from Q's, and what it is the pseudoinverse of."""
+
+    basis: Basis
+    M: np.ndarray | None
+    """Q's rows times M are those of Xᴴ; with None, `basis.inverse` makes them."""
+    XA: np.ndarray
+    """What X A has to be, (n, n)."""
+    R: np.ndarray
+    """The R-factor of what X inverts: A, or A without what was cut off."""
+
+    @property
+    def K(self) -> np.ndarray:
+        """(n, r)."""
+        kh = self.basis.inverse(np.eye(self.basis.rank)) if self.M is None else self.M
+        return kh.conj().T
+
+
+def writes(_job: Pseudoinverse, *, wide: bool) -> bool:  # noqa: ARG001  # both ways X is written as it is made
+    """True."""
+    return True
+
+
+def steps(job: Pseudoinverse, layout: Layout) -> list[Step]:
+    """A read each to factor, to make Q orthonormal, to write, and to verify."""
+    shape = layout.shape
+    needs_tall_for_nan(job, layout)
+    m, n = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
+    if job.rank is not None and job.rank > min(m, n):
+        raise PlanRefused(
+            f"A pseudoinverse of rank {job.rank:,} is asked for, and a matrix of {m:,} × {n:,} has at most rank "
+            f"{min(m, n):,}. Set `rank` to at most that, or leave it out."
+        )
+    if (job.side == "left" and m < n) or (job.side == "right" and m > n):
+        what, more, fewer = ("columns", n, m) if job.side == "left" else ("rows", m, n)
+        raise PlanRefused(
+            f"side: {job.side} needs independent {what}, and {more:,} {what} of length {fewer:,} cannot be so. "
+            f"Use side: {'right' if job.side == 'left' else 'left'}, or leave it out."
+        )
+    one = factor_flops(shape.rows, layout.p, 0) * (4 if shape.dtype.kind == "c" else 1)
+    size = written_bytes(layout, shape.columns, answer_dtype(job, layout).itemsize)
+    found = [Step("factor", one, factors=True), Step("orthogonalise", 1.5 * one, factors=True)]
+    found.append(Step("write", 2 * one, writes=size))
+    return [*found, Step("verify", one)] if job.verify else found
+
+
+def result_bytes(job: Pseudoinverse, layout: Layout) -> int:
+    """The pseudoinverse is as large as A in the answer's number type."""
+    return written_bytes(layout, layout.shape.columns, answer_dtype(job, layout).itemsize)
+
+
+def buffer_bytes(layout: Layout) -> int:
+    """Rows of X on their way to a chunk, and what was made of a slab; later chunks of A and X side by side."""
+    return (6 * layout.out_rows + 4 * layout.slab_rows) * layout.shape.columns * layout.shape.dtype.itemsize
+
+
+def reason(job: Pseudoinverse) -> str:
+    """Why this method."""
+    cut_off = f", cut to rank {job.rank:,}" if job.rank is not None else ""
+    return f"from an orthonormal Q, which keeps all four Penrose conditions at any condition number{cut_off}"
+
+
+def solve(work: Work) -> Outcome:
+    """X, written, and certified as it is stored."""
+    job, layout, system = work.job, work.layout, work.system()
+    wide = layout.shape.wide
+    R, tally = factor(work.passes, system, layout)
+    decision, full = _decided(work, R, tally.rows)
+    _side(work, decision)
+    certificate = certificate_of(work, decision, tally)
+    recipe = _recipe(work, R, decision, full, tally)
+    target = target_of(work, "pinv", len(R), ("column", "row"), columns=not wide)
+    probes = PROBES if job.verify and not job.ridge else 0
+    step = Invert(
+        recipe.basis, recipe.M, len(R), probes, SEED, layout.shape.dtype, work.dtype, layout.slab_rows, target
+    )
+    made: Inverted
+    made, seen = work.passes(step, system, layout.spans)
+    unchanged(tally, seen)
+    arrays: dict[str, np.ndarray] = {}
+    source: Source
+    if target is None:
+        adjoint = made.rows.together(len(R), work.dtype)
+        source, arrays["pinv"] = InMemory(adjoint), adjoint if wide else np.ascontiguousarray(adjoint.conj().T)
+    else:
+        source = _stored(target, wide=wide)
+    if job.verify:
+        certificate = _verified(work, recipe, made, source, tally, certificate)
+    certificate = replace(certificate, statement=_statement(job, certificate))
+    if decision.singular_values is not None:
+        arrays["singular_values"] = decision.singular_values
+    return Outcome(
+        arrays=arrays,
+        dimensions={"pinv": ("column", "row"), "singular_values": ("value",)},
+        certificate=certificate,
+        shortfalls=tuple(shortfalls_of(certificate, job.require)),
+        identity=tally.identity,
+    )
+
+
+def _decided(work: Work, R: np.ndarray, rows: int) -> tuple[Decision, bool]:
+    """The rank, and whether R itself can be inverted: scaled columns may show that, but not decide what to cut."""
+    job, limit = work.job, tolerance_of(work, rows)
+    if job.rank is None and not job.ridge:
+        decision, inverse = decide(R, limit, exact=False)
+        if isinstance(inverse, FullRank):
+            return decision, True
+    reason = limit.reason.replace(", on columns scaled to norm one", "")
+    spectrum = np.linalg.svd(R, compute_uv=False) if R.size else np.zeros(0)
+    return cut(spectrum, replace(limit, scaled=False, reason=reason), job.rank), False
+
+
+def _side(work: Work, decision: Decision) -> None:
+    side, n = work.job.side, work.layout.shape.columns
+    if side != "any" and decision.rank < n:
+        what = "columns" if side == "left" else "rows"
+        raise BadData(
+            f"side: {side} needs independent {what}, and of the {n:,} {what} only {decision.rank:,} are: singular "
+            f"values below {decision.tolerance.rtol:.1e} of the largest count as zero. Leave `side` out for the "
+            "Moore-Penrose inverse, which needs no independence."
+        )
+
+
+def _recipe(work: Work, R: np.ndarray, decision: Decision, full: bool, tally: Tally) -> Recipe:
+    system, layout, n = work.system(), work.layout, len(R)
+    if full:
+        return Recipe(orthonormal(work.passes, system, layout, Basis(R), tally), None, np.eye(n), R)
+    U, s, Vh = np.linalg.svd(R) if R.size else (R, np.zeros(0), R)
+    r = decision.rank
+    U, s, Vh = U[:, :r], s[:r], Vh[:r]
+    basis = orthonormal(work.passes, system, layout, right_basis(Vh, s), tally)
+    cut_off, ridge = (U * s) @ Vh, work.job.ridge
+    if not ridge:
+        return Recipe(basis, None, Vh.conj().T @ Vh, cut_off)
+    assert basis.R2 is not None
+    U2, s2, Z = np.linalg.svd(basis.R2 * s)
+    Vh = Z @ Vh
+    filters = s2 / (s2**2 + ridge)
+    return Recipe(basis, (U2 * filters) @ Vh, (Vh.conj().T * (filters * s2)) @ Vh, cut_off)
+
+
+def _stored(target: Target, *, wide: bool) -> Source:
+    """The rows of Xᴴ as they are stored."""
+    info = describe(target.url)
+    rows, columns = info.shape
+    return Stored(info, (0, rows), (0, columns), False, False, target.url, transposed=not wide)
+
+
+def _verified(
+    work: Work, recipe: Recipe, made: Inverted, X: Source, tally: Tally, certificate: FactorCertificate
+) -> FactorCertificate:
+    """The certificate with what a read of A and of the stored X says."""
+    layout, job = work.layout, work.job
+    system = replace(work.system(X), block_rows=max(layout.block_rows, layout.out_rows))
+    seen: Checked
+    seen, later = work.passes(Penrose(made.XW, made.AW, layout.shape.dtype, layout.slab_rows), system, layout.spans)
+    unchanged(tally, replace(later, identity=(later.identity[0], 0, 0)))
+    if job.ridge:
+        return replace(certificate, verified=True, ridge_error=float(np.linalg.norm(seen.XA - recipe.XA)))
+    # With A = QR and X = K Qᴴ, Q orthonormal: ‖A(XA − I)‖ = ‖R(XA − I)‖ and ‖(XA − I)X‖ = ‖(XA − I)K‖.
+    excess, K = seen.XA - np.eye(len(recipe.R)), recipe.K
+    probed = float(np.sqrt(seen.skew.mean())) if len(seen.skew) else 0.0
+    summed = float(np.linalg.norm(seen.XA - seen.XA.conj().T))
+    hermitian = {"AX": summed, "XA": probed} if layout.shape.wide else {"AX": probed, "XA": summed}
+    return replace(
+        certificate,
+        verified=True,
+        penrose={
+            "AXA = A": float(np.linalg.norm(recipe.R @ excess)) / (frobenius(recipe.R) or 1.0),
+            "XAX = X": float(np.linalg.norm(excess @ K)) / (float(np.linalg.norm(K)) or 1.0),
+            "AX Hermitian": hermitian["AX"],
+            "XA Hermitian": hermitian["XA"],
+        },
+    )
+
+
+def _statement(job: Pseudoinverse, c: FactorCertificate) -> str:
+    what = "a ridge" if job.ridge else f"rank {c.rank:,}" if not c.full_rank else "full rank"
+    if c.penrose is None and c.ridge_error is None:
+        return f"The pseudoinverse, of {what}, was written and not measured: `verify: false` left that out."
+    if c.ridge_error is not None:
+        return f"XA differs from (AᴴA + λI)⁻¹AᴴA by {c.ridge_error:.1e} (Frobenius norm), measured on what was stored."
+    assert c.penrose is not None
+    first, second, third, fourth = c.penrose.values()
+    return (
+        f"X meets Penrose's four conditions, of {what}: ‖AXA − A‖ is {first:.1e} of ‖A‖, ‖XAX − X‖ {second:.1e} of "
+        f"‖X‖, and AX and XA are Hermitian up to {third:.1e} and {fourth:.1e}. Measured on what was stored; one of the "
+        f"last two by {PROBES} random probes, so it could be {FACTOR_OF_PROBES:.1f} times as large in one case of a "
+        "million."
+    )

@@ -1,0 +1,36 @@
+"""The steps that QR, SVD and the pseudoinverse share: R of A, the factor that Q₁ lacks, and the cut of the spectrum."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pipelines.kernels.basis import Basis
+from pipelines.layout import Layout
+from pipelines.matrix import Span, System, Tally
+from pipelines.methods.problem import check, factor_pass, frobenius, in_range, unchanged
+
+Runs = Callable[[Any, System, tuple[Span, ...]], tuple[Any, Tally]]
+
+
+def factor(passes: Runs, system: System, layout: Layout) -> tuple[np.ndarray, Tally]:
+    """R (n, n) of the rows, checked for what no later step could bear."""
+    triangle, tally = passes(factor_pass(layout), system, layout.spans)
+    check(tally, wide=layout.shape.wide)
+    R = np.triu(triangle.R)
+    in_range("matrix", np.atleast_1d(frobenius(R)))
+    return R, tally
+
+
+def orthonormal(passes: Runs, system: System, layout: Layout, basis: Basis, first: Tally) -> Basis:
+    """The basis with the R₂ that makes its rows orthonormal to roundoff: one more read."""
+    step = replace(factor_pass(layout), p=basis.rank, t=0, name="orthogonalise", over=basis)
+    second, seen = passes(step, system, layout.spans)
+    unchanged(first, seen)
+    return replace(basis, R2=np.triu(second.R))
+
+
+def right_basis(Vh: np.ndarray, s: np.ndarray) -> Basis:
+    """A ↦ a V S⁻¹: the left singular vectors, as far as roundoff lets them be orthonormal."""
+    return Basis(W=Vh.conj().T / s)

@@ -1,0 +1,111 @@
+"""The pseudoinverse written as it is made, and a read that holds what was stored against Penrose's four conditions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.kernels.basis import Basis
+from pipelines.kernels.gaussian import gaussian
+from pipelines.kernels.sweep import squares
+from pipelines.matrix import Slab, Span
+from pipelines.passes.output import Rows, Target
+
+
+@dataclass
+class Inverted:
+    """Products with random columns, and rows of Xᴴ on their way out."""
+
+    XW: np.ndarray
+    """X Ω, (n, s)."""
+    AW: np.ndarray
+    """Aᴴ Ω, (n, s)."""
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Invert:
+    """Rows of Xᴴ, X = A⁺ (n, m): those of Q times M (r, n); with M None, Q's divided by what made it orthonormal."""
+
+    basis: Basis
+    M: np.ndarray | None
+    n: int
+    probes: int
+    """Columns of Ω, for the condition that no sum over rows can see."""
+    seed: int
+    dtype: np.dtype[Any]
+    stored: np.dtype[Any]
+    slab_rows: int
+    target: Target | None
+    group: int = 2**62
+    """One state for a span: rows go out in order."""
+    fan_in: int = 8
+    name: str = "write"
+
+    def start(self) -> Inverted:
+        XW, AW = (np.zeros((self.n, self.probes), self.dtype) for _ in range(2))
+        return Inverted(XW, AW, Rows(self.target))
+
+    def absorb(self, state: Inverted, slab: Slab) -> Inverted:
+        a, _ = slab.values(self.dtype)
+        q = self.basis.rows(a)
+        x = self.basis.inverse(q) if self.M is None else q @ self.M
+        x = x.astype(self.stored, copy=False)
+        state.rows.add(slab.start, x)
+        if self.probes:
+            omega = gaussian(self.seed, slab.start, slab.start + len(a), self.probes)
+            state.XW += x.conj().T @ omega
+            state.AW += a.conj().T @ omega
+        return state
+
+    def merge(self, left: Inverted, right: Inverted) -> Inverted:
+        return Inverted(left.XW + right.XW, left.AW + right.AW, left.rows + right.rows)
+
+    def finish(self, state: Inverted, span: Span) -> Inverted:
+        return Inverted(state.XW, state.AW, state.rows.end())
+
+    def finite(self, state: Inverted) -> bool:
+        return True  # the factor pass has looked at every entry, and the input's identity is compared
+
+
+@dataclass
+class Checked:
+    """Sums over rows of A and Xᴴ, as both are stored."""
+
+    XA: np.ndarray
+    """X A, (n, n)."""
+    skew: np.ndarray
+    """‖(AX − (AX)ᴴ) ωⱼ‖² for each random column, (s,)."""
+
+
+@dataclass(frozen=True)
+class Penrose:
+    """Reads A and, as its right-hand sides, Xᴴ."""
+
+    XW: np.ndarray
+    AW: np.ndarray
+    dtype: np.dtype[Any]
+    slab_rows: int
+    group: int = 64
+    fan_in: int = 8
+    name: str = "verify"
+
+    def start(self) -> Checked:
+        n, s = self.XW.shape
+        return Checked(np.zeros((n, n), self.dtype), np.zeros(s))
+
+    def absorb(self, state: Checked, slab: Slab) -> Checked:
+        a, xh = slab.values(self.dtype)
+        assert xh is not None
+        state.XA += xh.conj().T @ a
+        state.skew += squares(a @ self.XW - xh @ self.AW)
+        return state
+
+    def merge(self, left: Checked, right: Checked) -> Checked:
+        return Checked(left.XA + right.XA, left.skew + right.skew)
+
+    def finish(self, state: Checked, span: Span) -> Checked:
+        return state
+
+    def finite(self, state: Checked) -> bool:
+        return True  # the factor pass has looked at every entry, and the input's identity is compared

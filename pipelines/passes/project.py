@@ -1,0 +1,70 @@
+"""Y = A B T for an orthonormalising basis B and a small T: Q and U, written as they are made and measured."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.kernels.basis import Basis
+from pipelines.kernels.sweep import squares
+from pipelines.matrix import Slab, Span
+from pipelines.passes.output import Rows, Target
+
+
+@dataclass
+class Projected:
+    """Sums over rows, and rows on their way out."""
+
+    gram: np.ndarray
+    """YᴴY, (q, q): the identity for orthonormal Y."""
+    misfit: np.ndarray
+    """‖(A − Y F) eⱼ‖² of each column, (n,)."""
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Project:
+    """The rows of Y (m, q), with q columns of T or of the basis; A ≈ Y F is measured when there is an F (q, n)."""
+
+    basis: Basis
+    T: np.ndarray | None
+    F: np.ndarray | None
+    dtype: np.dtype[Any]
+    stored: np.dtype[Any]
+    """Number type of the output: what is measured is what is stored."""
+    slab_rows: int
+    target: Target | None
+    group: int = 2**62
+    """One state for a span: rows go out in order."""
+    fan_in: int = 8
+    name: str = "write"
+
+    @property
+    def q(self) -> int:
+        """Columns of Y."""
+        return self.basis.rank if self.T is None else self.T.shape[1]
+
+    def start(self) -> Projected:
+        n = 0 if self.F is None else self.F.shape[1]
+        return Projected(np.zeros((self.q, self.q), self.dtype), np.zeros(n), Rows(self.target))
+
+    def absorb(self, state: Projected, slab: Slab) -> Projected:
+        a, _ = slab.values(self.dtype)
+        y = self.basis.rows(a)
+        if self.T is not None:
+            y = y @ self.T
+        y = y.astype(self.stored, copy=False)
+        state.rows.add(slab.start, y)
+        if self.F is not None:
+            state.gram += y.conj().T @ y
+            state.misfit += squares(a - y @ self.F)
+        return state
+
+    def merge(self, left: Projected, right: Projected) -> Projected:
+        return Projected(left.gram + right.gram, left.misfit + right.misfit, left.rows + right.rows)
+
+    def finish(self, state: Projected, span: Span) -> Projected:
+        return Projected(state.gram, state.misfit, state.rows.end())
+
+    def finite(self, state: Projected) -> bool:
+        return True  # the factor pass has looked at every entry, and the input's identity is compared
