@@ -7,6 +7,7 @@ one step of refinement.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -19,6 +20,11 @@ class Basis:
     R: np.ndarray | None = None
     W: np.ndarray | None = None
     R2: np.ndarray | None = None
+    """Well conditioned, so that dividing by it may be a product with its inverse."""
+
+    @cached_property
+    def _P2(self) -> np.ndarray | None:
+        return None if self.R2 is None else divided(np.eye(len(self.R2), dtype=self.R2.dtype), self.R2)
 
     @property
     def rank(self) -> int:
@@ -31,17 +37,18 @@ class Basis:
         """The rows of Q (rows, r) that belong to rows of A.  Equal slabs give equal bits, which R₂ relies on."""
         if not a.size:
             return np.zeros((a.shape[0], self.rank), a.dtype)
-        q = a @ self.W if self.R is None else divided(a, self.R)
-        return q if self.R2 is None else divided(q, self.R2)
+        q: np.ndarray = a @ self.W if self.R is None else divided(a, self.R)
+        return q if self._P2 is None else q @ self._P2
 
-    def inverse(self, q: np.ndarray) -> np.ndarray:
-        """(A⁺)ᴴ's rows (rows, n) from Q's: q R₂⁻ᴴ R⁻ᴴ, or q R₂⁻ᴴ Wᴴ, since A⁺ = R⁻¹ R₂⁻¹ Qᴴ."""
-        if self.R2 is not None:
-            q = divided_by_adjoint(q, self.R2)
-        if self.R is not None:
-            return divided_by_adjoint(q, self.R)
-        assert self.W is not None
-        return q @ self.W.conj().T
+    @property
+    def inverse(self) -> np.ndarray:
+        """K (n, r) of A⁺ = K Qᴴ: R⁻¹ R₂⁻¹, or W R₂⁻¹."""
+        assert self._P2 is not None
+        if self.R is None:
+            assert self.W is not None
+            return self.W @ self._P2
+        K: np.ndarray = solve_triangular(self.R, self._P2, check_finite=False) if self.R.size else self.R
+        return K
 
 
 def divided(a: np.ndarray, R: np.ndarray) -> np.ndarray:
@@ -50,11 +57,3 @@ def divided(a: np.ndarray, R: np.ndarray) -> np.ndarray:
         return a
     q: np.ndarray = solve_triangular(R, a.T, trans="T", check_finite=False).T
     return q
-
-
-def divided_by_adjoint(q: np.ndarray, R: np.ndarray) -> np.ndarray:
-    """The rows of Q R⁻ᴴ."""
-    if not q.size:
-        return q
-    a: np.ndarray = solve_triangular(R, q.conj().T, check_finite=False).conj().T
-    return a

@@ -36,21 +36,15 @@ FACTOR_OF_PROBES = 10**0.5
 
 @dataclass(frozen=True)
 class Recipe:
-    """X = K Qᴴ: how its rows are made from Q's, and what it is the pseudoinverse of."""
+    """X = K Qᴴ, and what it is the pseudoinverse of."""
 
     basis: Basis
-    M: np.ndarray | None
-    """Q's rows times M are those of Xᴴ; with None, `basis.inverse` makes them."""
+    K: np.ndarray
+    """(n, r)."""
     XA: np.ndarray
     """What X A has to be, (n, n)."""
     R: np.ndarray
     """The R-factor of what X inverts: A, or A without what was cut off."""
-
-    @property
-    def K(self) -> np.ndarray:
-        """(n, r)."""
-        kh = self.basis.inverse(np.eye(self.basis.rank)) if self.M is None else self.M
-        return kh.conj().T
 
 
 def writes(_job: Pseudoinverse, *, wide: bool) -> bool:  # noqa: ARG001  # both ways X is written as it is made
@@ -108,9 +102,7 @@ def solve(work: Work) -> Outcome:
     recipe = _recipe(work, R, decision, full, tally)
     target = target_of(work, "pinv", len(R), ("column", "row"), columns=not wide)
     probes = PROBES if job.verify and not job.ridge else 0
-    step = Invert(
-        recipe.basis, recipe.M, len(R), probes, SEED, layout.shape.dtype, work.dtype, layout.slab_rows, target
-    )
+    step = Invert(recipe.basis, recipe.K, probes, SEED, layout.shape.dtype, work.dtype, layout.slab_rows, target)
     made: Inverted
     made, seen = work.passes(step, system, layout.spans)
     unchanged(tally, seen)
@@ -161,19 +153,21 @@ def _side(work: Work, decision: Decision) -> None:
 def _recipe(work: Work, R: np.ndarray, decision: Decision, full: bool, tally: Tally) -> Recipe:
     system, layout, n = work.system(), work.layout, len(R)
     if full:
-        return Recipe(orthonormal(work.passes, system, layout, Basis(R), tally), None, np.eye(n), R)
+        basis = orthonormal(work.passes, system, layout, Basis(R), tally)
+        return Recipe(basis, basis.inverse, np.eye(n), R)
     U, s, Vh = np.linalg.svd(R) if R.size else (R, np.zeros(0), R)
     r = decision.rank
     U, s, Vh = U[:, :r], s[:r], Vh[:r]
     basis = orthonormal(work.passes, system, layout, right_basis(Vh, s), tally)
     cut_off, ridge = (U * s) @ Vh, work.job.ridge
     if not ridge:
-        return Recipe(basis, None, Vh.conj().T @ Vh, cut_off)
+        return Recipe(basis, basis.inverse, Vh.conj().T @ Vh, cut_off)
     assert basis.R2 is not None
     U2, s2, Z = np.linalg.svd(basis.R2 * s)
     Vh = Z @ Vh
     filters = s2 / (s2**2 + ridge)
-    return Recipe(basis, (U2 * filters) @ Vh, (Vh.conj().T * (filters * s2)) @ Vh, cut_off)
+    V = Vh.conj().T
+    return Recipe(basis, V * filters @ U2.conj().T, V * (filters * s2) @ Vh, cut_off)
 
 
 def _stored(target: Target, *, wide: bool) -> Source:

@@ -25,11 +25,11 @@ class Inverted:
 
 @dataclass(frozen=True)
 class Invert:
-    """Rows of Xᴴ, X = A⁺ (n, m): those of Q times M (r, n); with M None, Q's divided by what made it orthonormal."""
+    """X = K Qᴴ (n, m), its columns from rows of Q; what is written are rows of Xᴴ = Q Kᴴ."""
 
     basis: Basis
-    M: np.ndarray | None
-    n: int
+    K: np.ndarray
+    """(n, r)."""
     probes: int
     """Columns of Ω, for the condition that no sum over rows can see."""
     seed: int
@@ -43,14 +43,12 @@ class Invert:
     name: str = "write"
 
     def start(self) -> Inverted:
-        XW, AW = (np.zeros((self.n, self.probes), self.dtype) for _ in range(2))
+        XW, AW = (np.zeros((len(self.K), self.probes), self.dtype) for _ in range(2))
         return Inverted(XW, AW, Rows(self.target))
 
     def absorb(self, state: Inverted, slab: Slab) -> Inverted:
         a, _ = slab.values(self.dtype)
-        q = self.basis.rows(a)
-        x = self.basis.inverse(q) if self.M is None else q @ self.M
-        x = x.astype(self.stored, copy=False)
+        x = (self.basis.rows(a) @ self.K.conj().T).astype(self.stored, copy=False)
         state.rows.add(slab.start, x)
         if self.probes:
             omega = gaussian(self.seed, slab.start, slab.start + len(a), self.probes)
