@@ -17,7 +17,7 @@ from pipelines.matrix import Span, System
 from pipelines.plan import Plan, Resources, layout_of, plan_of, this_machine
 from pipelines.progress import Listener, ignore
 from pipelines.rates import load_rates
-from pipelines.result import KEY, Result
+from pipelines.result import KEY, SCHEMA, Result
 from pipelines.storage import Staging
 
 PACKAGES = ("tallgrass", "numpy", "scipy", "zarr", "dask", "distributed")
@@ -99,7 +99,7 @@ def _result(
 
 def _summary(job: Job, inputs: Inputs, plan: Plan, outcome: Outcome, timings: Mapping[str, float]) -> dict[str, Any]:
     return {
-        "schema": "result/1",
+        "schema": SCHEMA,
         "kind": job.kind,
         "status": "complete",
         "certificate": outcome.certificate.to_dict(),

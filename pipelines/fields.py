@@ -47,7 +47,12 @@ Seconds = Annotated[
 
 
 def _path_as_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        return text
+    if "\0" in text:
+        raise needed("a path without a NUL character in it")
+    return os.path.expanduser(text) if text.startswith("~") else text
 
 
 Url = Annotated[str, Field(min_length=1), BeforeValidator(_path_as_text)]

@@ -121,6 +121,8 @@ def _sides(
     _must_agree(b.shape[0], m, "rhs", "rows")
     if weights is not None:
         _must_agree(weights.shape[0], m, "weights", "entries")
+        if weights.dtype.kind == "c":
+            raise BadData("The weights are complex; they have to be real and not negative. Write them as real numbers.")
     return b, weights
 
 

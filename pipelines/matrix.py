@@ -82,13 +82,13 @@ class Stored:
         if not self.picked:
             every = slice(*self.columns)
             return reader.read_kept(rows, every) if self.narrow else reader.read(rows, every, out)
-        columns = np.array(self.columns)
+        columns = np.array(self.columns, dtype=int)
         first = int(columns.min(initial=0))
         return reader.read(rows, slice(first, int(columns.max(initial=-1)) + 1))[:, columns - first]
 
     def _columns(self, start: int, stop: int) -> np.ndarray:
         if self.picked:
-            return np.array(self.columns[start:stop])
+            return np.array(self.columns[start:stop], dtype=int)
         return np.arange(self.columns[0] + start, self.columns[0] + stop)
 
     def identity(self, start: int, stop: int) -> int:
@@ -302,7 +302,7 @@ def finite_rows(slab: Slab) -> np.ndarray | None:
 def square_roots(w: np.ndarray, start: int, *, may_be_nan: bool) -> np.ndarray:
     """Square roots of observation weights (rows, 1) → (rows,)."""
     w = w[:, 0].astype(np.float64)
-    wrong = np.flatnonzero(~((np.isfinite(w) & (w >= 0)) | (np.isnan(w) & may_be_nan)))
+    wrong = np.flatnonzero(~((np.isfinite(w) & (w >= 0)) | ((np.isnan(w) | (w == np.inf)) & may_be_nan)))
     if len(wrong):
         raise BadData(
             f"The weight of row {start + int(wrong[0])} is {w[wrong[0]]}; weights have to be finite and not negative. "

@@ -237,6 +237,11 @@ def _refuse(job: Job, inputs: Inputs, layout: Layout, plan: Plan) -> None:
             f"The job requires checksums, and the {' and the '.join(unchecked)} {verb} none. Write {them} again with a "
             "CRC-32C codec, or take `checksums` out of `require`."
         )
+    if layout.shape.dtype.kind == "c" and job.dtype in ("float32", "float64"):
+        raise PlanRefused(
+            f"The answer is complex, since the input is, and `dtype: {job.dtype}` has no room for imaginary parts. "
+            "Set `dtype` to complex128, complex64 or auto."
+        )
     if layout.amplification > MOST_DECODED:
         chunk = layout.shape.chunk
         raise PlanRefused(

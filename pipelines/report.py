@@ -224,7 +224,7 @@ _MAIN = {"qr": '["R"]', "svd": '["s"]', "pseudoinverse": '["pinv"]'}
 
 def _whereabouts(summary: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     kind = str(summary.get("kind"))
-    output = (summary.get("job") or {}).get("output") or summary.get("url")
+    output = summary.get("url") or (summary.get("job") or {}).get("output")
     if output is None:
         return []
     return [

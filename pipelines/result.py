@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from pipelines.certify import Certificate, FactorCertificate
 
+SCHEMA = "result/1"
+"""The form of a summary that this version writes and reads."""
 KEY = "tallgrass"
 """The attribute of the group that holds the summary."""
 
@@ -70,6 +72,7 @@ def read_summary(url: str) -> dict[str, Any]:
     try:
         text = (path / "zarr.json").read_text() if "://" not in url.removeprefix("file://") else _remote_root(url)
         summary: dict[str, Any] = json.loads(text)["attributes"][KEY]
+        _must_be_summary(url, summary)
     except FileNotFoundError as error:
         raise BadData(
             f"There is no result at {url}. Check the path; a job that failed or was stopped leaves none."
@@ -81,6 +84,18 @@ def read_summary(url: str) -> dict[str, Any]:
             f"What is at {url} is not a result of Tallgrass. Give the path that the job file names as output."
         ) from error
     return summary
+
+
+def _must_be_summary(url: str, summary: Any) -> None:
+    """Raises ValueError for what no version of ours wrote, BadData for what a later one may have written."""
+    schema = summary["schema"]
+    if not isinstance(summary["certificate"]["statement"], str) or not str(schema).startswith("result/"):
+        raise ValueError("not a summary")
+    if schema != SCHEMA:
+        raise BadData(
+            f"The result at {url} is of the form {schema}, and this version of Tallgrass reads {SCHEMA}. Use the "
+            "version that wrote it, or a newer one."
+        )
 
 
 def open_result(url: str) -> Result:

@@ -253,7 +253,7 @@ def words_for_light_commands(folder):
     (folder / "job.yaml").write_text(GOOD)
     (folder / "out.zarr").mkdir()
     (folder / "out.zarr" / "zarr.json").write_text(
-        json.dumps({"attributes": {"tallgrass": {"certificate": {"statement": "Trust it."}}}})
+        json.dumps({"attributes": {"tallgrass": {"schema": "result/1", "certificate": {"statement": "Trust it."}}}})
     )
     return [["--help"], ["check", "job.yaml"], ["show", "out.zarr"]]
 

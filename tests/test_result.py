@@ -246,15 +246,19 @@ def test_a_folder_that_a_late_write_brought_back_is_removed_by_the_next_run(out)
     assert beside(out) == []
 
 
+def written_by(name):
+    return {"schema": "result/1", "certificate": {"statement": name}}
+
+
 def test_a_run_that_goes_on_is_left_alone_and_the_first_to_finish_wins(out):
     first, second = (Staging(out, run, overwrite=False) for run in ("first", "second"))
     for staging in (first, second):
         staging.put("x", np.ones(3), ("column",))
-    second.commit({"tallgrass": {"by": "second"}})
+    second.commit({"tallgrass": written_by("second")})
     with pytest.raises(PlanRefused, match="holds a result already"):
-        first.commit({"tallgrass": {"by": "first"}})
+        first.commit({"tallgrass": written_by("first")})
     first.discard()
-    assert read_summary(out) == {"by": "second"}
+    assert read_summary(out) == written_by("second")
     assert beside(out) == []
 
 

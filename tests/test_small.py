@@ -94,8 +94,9 @@ def test_scales_are_powers_of_two_and_bring_norms_to_about_one():
     assert (scaled <= 1.42).all()
 
 
-def test_a_zero_column_keeps_the_scale_one():
-    assert column_scales(np.diag([3.0, 0.0, 1e-9]))[1] == 1
+def test_a_zero_column_has_the_largest_scale_of_the_others():
+    assert column_scales(np.diag([3.0, 0.0, 2.0**-30]))[1] == 2.0**30
+    assert column_scales(np.zeros((2, 2))).tolist() == [1, 1]
 
 
 def test_column_norms_neither_overflow_nor_underflow():

@@ -11,15 +11,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
-from pipelines.errors import Interrupted, JobFileError, TallgrassError
+from pipelines.errors import Interrupted, JobFileError, RunFailed, TallgrassError
 from workers import commands
-from workers.output import error_document
+from workers.output import answer, error_document, say
 
 # A fifth of the time that `check` takes would go into looking for garbage among modules that were just imported, and
 # into a search of all installed packages for plug-ins of pydantic.
@@ -49,17 +49,58 @@ class Tallgrass(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         words = list(sys.argv[1:] if args is None else args)
         try:
-            with _quiet_interrupts(words):
+            with _signals(words):
                 code = super().main(words, prog_name or "tallgrass", **(extra | {"standalone_mode": False}))
-        except (click.Abort, KeyboardInterrupt):
-            code = _report(Interrupted("Interrupted. Nothing was written."), words)
+        except (click.Abort, KeyboardInterrupt) as end:
+            code = _report_end(end, words)
         except click.UsageError as error:
             code = _report(JobFileError(_usage_letter(error)), words)
         except click.ClickException as error:
             code = _report(JobFileError(error.format_message()), words)
         except Exception as error:  # noqa: BLE001 - the last line of defence: whatever comes, a letter and an exit code
             code = _report(error, words)
+        if args is None:  # the program, which only has to end now: Ctrl-C would give it another exit code
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the same end as Ctrl-C, with the exit code that shells give for the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def _signals(words: Sequence[str]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end a command in an orderly way."""
+    with _stopped_by(signal.SIGTERM, words), _stopped_by(signal.SIGHUP, words), _quiet_interrupts(words):
+        yield
+
+
+@contextmanager
+def _stopped_by(number: signal.Signals, words: Sequence[str]) -> Iterator[None]:
+    def stop(found: int, _: FrameType | None) -> None:
+        _hush(words)
+        raise Stopped(found)
+
+    before = signal.getsignal(number)
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield  # ignored, as with nohup, or somebody else's
+        return
+    signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _hush(words: Sequence[str]) -> None:
+    import logging
+
+    if "--debug" not in words:
+        logging.disable(logging.CRITICAL)
 
 
 @contextmanager
@@ -67,10 +108,7 @@ def _quiet_interrupts(words: Sequence[str]) -> Iterator[None]:
     """On Ctrl-C, what dies half-started keeps quiet: worker processes and connections log their own ends."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        import logging
-
-        if "--debug" not in words:
-            logging.disable(logging.CRITICAL)
+        _hush(words)
         signal.default_int_handler(number, frame)
 
     before = signal.getsignal(signal.SIGINT)
@@ -99,15 +137,24 @@ def _never_lost(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return again
 
 
-def _report(error: Exception, words: Sequence[str]) -> int:
+def _report_end(end: BaseException, words: Sequence[str]) -> int:
+    """Tell that a signal ended the command, and which; click wraps what it meets."""
+    stop = end.__cause__ if isinstance(end, click.Abort) else end
+    if isinstance(stop, Stopped):
+        return _report(Interrupted(f"Stopped by {stop.signal.name}. Nothing was written."), words, 128 + stop.signal)
+    return _report(Interrupted("Interrupted. Nothing was written."), words)
+
+
+def _report(error: Exception, words: Sequence[str], code: int | None = None) -> int:
     """Tell an error on stderr, and as a document on stdout under --json; its exit code."""
     if "--debug" in words:
         traceback.print_exception(error)
     message = str(error) if isinstance(error, TallgrassError) else _unexpected(error)
-    click.echo(message, err=True)
+    say(message)
     if "--json" in words:
-        click.echo(json.dumps(error_document(error, message), indent=2, ensure_ascii=False))
-    return getattr(error, "exit_code", 1)
+        with suppress(RunFailed):  # stdout cannot be written, which may be the very error
+            answer(json.dumps(error_document(error, message), indent=2, ensure_ascii=False))
+    return code if code is not None else int(getattr(error, "exit_code", 1))
 
 
 def _unexpected(error: Exception) -> str:

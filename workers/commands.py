@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import CertificateFallsShort, JobFileError
-from workers.output import asked, command, error_document, hint, print_one
+from workers.output import asked, command, error_document, hint, print_one, say
 
 if TYPE_CHECKING:
     from pipelines.plan import Resources
@@ -99,7 +99,7 @@ def run(job_file: str, cluster_file: str | None, overrides: tuple[str, ...]) -> 
     shortfall = CertificateFallsShort(short) if short else None
     print_one(result.summary | (error_document(shortfall) if shortfall else {}), render_result(result.summary))
     if shortfall:
-        click.echo(str(shortfall), err=True)
+        say(str(shortfall))
         click.get_current_context().exit(shortfall.exit_code)
     hint(f"next: tallgrass show {job.output}")
 
@@ -238,7 +238,8 @@ def _resources(cluster_file: str | None, workers: int | None, threads: int | Non
     from pipelines.units import parse_bytes
 
     try:
-        named = {"workers": workers, "threads": threads, "memory_bytes": memory and parse_bytes(memory)}
+        size = None if memory is None else parse_bytes(memory)
+        named = {"workers": workers, "threads": threads, "memory_bytes": size}
     except ValueError as error:
         raise JobFileError(f"--memory: {error}") from None
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}

@@ -1,11 +1,17 @@
 """What commands print: one thing on stdout, for people or (--json) for scripts; hints on stderr."""
 
+import errno
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
+
+from pipelines.errors import RunFailed
 
 Function = Callable[..., Any]
 
@@ -38,7 +44,31 @@ def asked(name: str) -> bool:
 
 def print_one(document: Any, text: str) -> None:
     """One thing on stdout: a JSON document, or text."""
-    click.echo(json.dumps(_json_ready(document), indent=2, ensure_ascii=False) if asked("json") else text)
+    answer(json.dumps(_json_ready(document), indent=2, ensure_ascii=False) if asked("json") else text)
+
+
+def answer(text: str) -> None:
+    """Something on stdout; a reader that has gone away, like `head`, is no error.
+
+    Raises:
+        RunFailed: the place that stdout goes to is full, or cannot be written.
+    """
+    try:
+        click.echo(text)
+    except OSError as error:
+        # What is left in the buffer would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:
+            raise RunFailed(
+                f"The answer could not be printed: {error.strerror}. Send stdout to another place and run it again; a "
+                "result that was stored is there."
+            ) from error
+
+
+def say(text: str) -> None:
+    """A line on stderr, which no work depends on: where it cannot be written, the work goes on."""
+    with suppress(OSError, ValueError, AttributeError):
+        click.echo(text, err=True)
 
 
 def _json_ready(value: Any) -> Any:
@@ -53,7 +83,7 @@ def _json_ready(value: Any) -> Any:
 def hint(text: str) -> None:
     """A line for a person on stderr, such as what to do next."""
     if not (asked("quiet") or asked("json")):
-        click.echo(text, err=True)
+        say(text)
 
 
 def error_document(error: Exception, message: str | None = None) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
-
-import click
 
 from pipelines.progress import Event, Listener, Note, PassFinished, PassProgress, PassStarted, ignore
 from pipelines.units import counted, format_bytes, format_clock, format_count, format_rate
+from workers.output import say
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -24,11 +23,21 @@ def watching(quiet: bool = False) -> Iterator[Listener]:
     """A listener that shows what a run tells on stderr: bars on a terminal, lines elsewhere, or nothing."""
     if quiet:
         yield ignore
-    elif sys.stderr.isatty():
+    elif sys.stderr is not None and sys.stderr.isatty():
         with live_bars() as bars:
-            yield bars
+            yield _never_in_the_way(bars)
     else:
         yield Lines()
+
+
+def _never_in_the_way(listener: Listener) -> Listener:
+    """The listener for as long as the terminal is there: a run goes on without one."""
+
+    def tell(event: Event) -> None:
+        with suppress(OSError, ValueError):
+            listener(event)
+
+    return tell
 
 
 class Lines:
@@ -63,7 +72,7 @@ class Lines:
 
     @staticmethod
     def _say(text: str) -> None:
-        click.echo(text, err=True)
+        say(text)
 
 
 @contextmanager

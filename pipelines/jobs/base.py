@@ -126,6 +126,8 @@ class MatrixJob(Model):
 
 def must_be_apart(output: str | None, name: str, array: Any) -> None:
     """Writing the result must not touch the input: neither may lie inside the other."""
+    if output is not None and _canonical(output) == os.path.sep:
+        raise needed("an output with a name, such as results/x.zarr; this is the root of the file system")
     url = array.url if isinstance(array, ArraySource) else array
     if output is None or not isinstance(url, str):
         return

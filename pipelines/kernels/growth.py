@@ -26,7 +26,7 @@ FROM_COLUMNS = 32
 """Narrower triangles gain nothing: reading and copying a slab takes as long as factoring it."""
 FIRST_ROWS = 2
 """Rows, in units of p, that reflectors take before the first division: fewer would leave R nearly singular."""
-MOST_AMPLIFIED = 32.0
+MOST_AMPLIFIED = 8.0
 """Largest amplification by |R⁻¹| |R| that counts as modest, for each column: errors of p columns partly cancel."""
 MOST_NEW, MOST_GROWN = 8.0, 64.0
 """Largest diagonal entry of one slab's WᴴW, and of their sum before R takes it in."""
@@ -108,7 +108,7 @@ def inverse(R: np.ndarray) -> np.ndarray | None:
 
 def amplification(R: np.ndarray, P: np.ndarray) -> float:
     """What errors of u |S| |R⁻¹| do to the columns of S: max_l Σ_k ‖aₖ‖ (|R⁻¹| |R|)ₖₗ / ‖aₗ‖, with ‖aₖ‖ = ‖rₖ‖."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         size = np.abs(R)
         norms = np.sqrt((size**2).sum(axis=0))
         ratio = (norms @ np.abs(P)) @ size / norms

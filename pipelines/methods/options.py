@@ -18,7 +18,7 @@ class Tsqr(Model):
     """Add rows by products of matrices where that is as accurate as reflectors, and faster; false: never."""
     slab_bytes: Literal["auto"] | Bytes = "auto"
     """Bytes of rows that one kernel call sees, such as "1 MiB"; auto fits the cache."""
-    span_seconds: Seconds = Field("2s", validate_default=True)
+    span_seconds: Annotated[Seconds, Field(gt=0)] = Field("2s", validate_default=True)
     """Work that one task holds, at the least, as the plan estimates it: longer tasks, fewer of them."""
 
 

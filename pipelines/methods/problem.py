@@ -12,6 +12,10 @@ from pipelines.matrix import Source, Span, System, Tally
 from pipelines.passes.factor import Factor
 from pipelines.small.rank import Decision, Tolerance, column_norms, tolerance
 
+SMALLEST = 1e-140
+"""Norms of single rows or columns below this are refused, unless they are zero."""
+OVERFLOWS = 1e154
+"""The square of a larger number is no 64-bit float."""
 LARGEST = 1e70
 """Norms above this, or below its inverse, are refused: squares of products of such numbers are no 64-bit floats."""
 
@@ -94,6 +98,17 @@ def check(tally: Tally, *, wide: bool = False) -> None:
         assert tally.first is not None
         row, column, name = tally.first
         raise BadData(not_finite(tally.bad, (column, row, name) if wide else (row, column, name)))
+    if not wide:
+        something_left(tally.rows, tally.omitted)
+
+
+def something_left(rows: int, omitted: int) -> None:
+    """Raises BadData when every row was left out: an answer to nothing would look like one to the data."""
+    if omitted and not rows:
+        raise BadData(
+            f"All {omitted:,} rows hold NaN or infinity, so `nan: omit_rows` leaves nothing. Find the "
+            "columns that they are in, and leave those out: `matrix: {url: …, columns: […]}`."
+        )
 
 
 def not_finite(count: int, first: tuple[int, int, str]) -> str:
@@ -110,10 +125,21 @@ def not_finite(count: int, first: tuple[int, int, str]) -> str:
 def in_range(name: str, norms: np.ndarray) -> None:
     """Raises BadData when later sums of squares would overflow or vanish, and their certificate with them."""
     for norm in norms[(norms > LARGEST) | ((norms > 0) & (norms < 1 / LARGEST))][:1]:
-        norm = min(norm, 1e154)  # the largest whose square is a float
+        said = f"{norm:.1e}" if norm < OVERFLOWS else f"{OVERFLOWS:.0e} or more"
+        norm = min(norm, OVERFLOWS)
         raise BadData(
-            f"The norm of the {name} is {norm:.1e}, and squares of products of such numbers leave the range of 64-bit "
+            f"The norm of the {name} is {said}, and squares of products of such numbers leave the range of 64-bit "
             f"floats. Divide it by {10.0 ** round(np.log10(norm)):.0e} and run the job again; x changes by that factor."
+        )
+
+
+def columns_in_range(what: str, R: np.ndarray) -> None:
+    """Raises BadData when a column of R, a row or column of A, is not zero and yet too small for its square."""
+    norms = column_norms(R)
+    for j in np.flatnonzero((norms > 0) & (norms < SMALLEST))[:1]:
+        raise BadData(
+            f"The norm of {what} {j:,} of the matrix (counted from 0) is {norms[j]:.1e}, and its square is no 64-bit "
+            f"float. Multiply the {what} by {10.0 ** -round(np.log10(norms[j])):.0e}, or set it to zero."
         )
 
 

@@ -14,6 +14,7 @@ from pipelines.methods.problem import (
     Runs,
     Solution,
     check,
+    columns_in_range,
     factor_pass,
     frobenius,
     in_range,
@@ -48,6 +49,7 @@ def _solve_tall(problem: Problem, engine: Runs) -> Solution:
     check(tally)
     plain = _split(whole, layout.shape.columns)
     in_range("matrix", np.atleast_1d(frobenius(plain.R)))
+    columns_in_range("column", plain.R)
     in_range("rhs", np.hypot(column_norms(plain.C), np.sqrt(plain.tail)))
     triangle = with_ridge(plain, problem.ridge) if problem.ridge else plain
     decision, inverse = decide(triangle.R, tolerance_of(problem, tally.rows), exact=problem.exact_values)
@@ -99,7 +101,10 @@ def _leftover(
     # With a ridge the problem is [A; √λ I] x ≈ [b; 0], whose residual has the further rows −√λ x.
     g, rss = left.g - problem.ridge * x, left.rss + problem.ridge * squares(x)
     backward = optimal_backward_errors(R, g, rss, x) / (frobenius(R) or 1.0)
-    measured = Measured(left.rss, np.maximum(backward, U), _forward(R, decision, g, rss, x))
+    forward = _forward(R, decision, g, rss, x)
+    # Where all of x fell below the smallest float, its relative error is 1: seen by an Aᴴb above its own rounding.
+    lost = ~x.any(axis=0) & (np.linalg.norm(step.D[:, None] * g, axis=0) > NOISE_STEPS * U * np.sqrt(left.noise))
+    measured = Measured(left.rss, np.maximum(backward, U), np.where(lost, np.inf, forward))
     uneven = (left.heaviest / left.lightest) ** 0.5 if left.lightest < np.inf else 1.0
     noise = U * np.sqrt(left.noise) * decision.scaled_inverse**2
     return measured, inverse.normal(g), noise, uneven

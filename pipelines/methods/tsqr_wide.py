@@ -21,10 +21,12 @@ from pipelines.methods.problem import (
     Runs,
     Solution,
     check,
+    columns_in_range,
     factor_pass,
     frobenius,
     in_range,
     not_finite,
+    something_left,
     tolerance_of,
     unchanged,
 )
@@ -45,6 +47,7 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
     triangle, tally = engine(factor_pass(layout), problem.system, spans)
     check(tally, wide=True)
     in_range("matrix", np.atleast_1d(frobenius(triangle.R)))
+    columns_in_range("row", triangle.R)
     in_range("rhs", column_norms(b))
     plain = triangle.R
     triangle = with_ridge(triangle, problem.ridge) if problem.ridge else triangle
@@ -62,7 +65,15 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
     )  # fmt: skip
     if not problem.verify:
         return solution
-    return replace(solution, measured=_measured_wide(triangle.R, r - problem.ridge * y, last, decision))
+    measured = _measured_wide(triangle.R, r - problem.ridge * y, last, decision)
+    if problem.ridge:
+        # The bound is that of [x; √λ y], the shortest solution of [A √λI] [x; √λ y] = b, whose second part may be long.
+        norm_x = np.sqrt(last.xx)
+        whole = np.hypot(norm_x, np.sqrt(problem.ridge) * np.linalg.norm(y, axis=0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            longer = np.where(norm_x > 0, measured.forward * whole / norm_x, np.where(whole > 0, np.inf, 0.0))
+        measured = replace(measured, forward=longer)
+    return replace(solution, measured=measured)
 
 
 def _refined(
@@ -107,6 +118,7 @@ def _equations(problem: Problem, engine: Runs) -> tuple[Problem, np.ndarray, int
         rows, columns = np.nonzero(~np.isfinite(b))
         raise BadData(not_finite(len(rows), (int(rows[0]), int(columns[0]), "rhs")))
     omitted = int(m - keep.sum())
+    something_left(m - omitted, omitted)
     by = None if problem.weights is None and not omitted else np.where(keep, scale, 0)
     b = np.where(keep[:, None], b, 0) * (1 if by is None else by[:, None])
     return replace(problem, system=replace(system, omit_rows=False, columns_by=by)), b, omitted

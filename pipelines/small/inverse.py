@@ -15,6 +15,9 @@ from pipelines.kernels.sweep import Triangle, block_width, squares
 from pipelines.small import rank as ranks
 from pipelines.small.rank import Decision, Tolerance
 
+LOST = 100.0
+"""A smallest singular value below this many times n·eps of the largest has hardly a correct digit."""
+
 
 @dataclass(frozen=True)
 class FullRank:
@@ -101,12 +104,21 @@ def _full(R: np.ndarray, D: np.ndarray, tolerance: Tolerance, *, exact: bool) ->
     if exact:
         s = np.linalg.svd(R, compute_uv=False)
         scaled = s * D[0] if (D[0] == D).all() else np.linalg.svd(R * D, compute_uv=False)
-        return Decision(n, tolerance, s, s[0], s[-1], scaled[0] / scaled[-1], scaled[-1] / scaled[0], None,
-                        1 / scaled[-1], 0.0)  # fmt: skip
+        return Decision(n, tolerance, s, s[0], _smallest(R, s), scaled[0] / scaled[-1],
+                        scaled[-1] / scaled[0], None, 1 / scaled[-1], 0.0)  # fmt: skip
     largest, smallest, RD = ranks.largest_singular_value(R), ranks.smallest_singular_value(R), R * D
     scaled_smallest = ranks.smallest_singular_value(RD)
     relative = scaled_smallest / ranks.largest_singular_value(RD)
     return Decision(n, tolerance, None, largest, smallest, 1 / relative, relative, None, 1 / scaled_smallest, 0.0)
+
+
+def _smallest(R: np.ndarray, s: np.ndarray) -> float:
+    """The smallest singular value of a nonsingular R, also where its columns come in very different units.
+
+    The decomposition then finds it in its rounding errors only; triangular solves err by column, and do not.
+    """
+    lost = s[-1] <= LOST * len(s) * ranks.EPS * s[0] and bool(R.diagonal().all())
+    return ranks.smallest_singular_value(R) if lost else float(s[-1])
 
 
 def _decided(R: np.ndarray, S: np.ndarray, rank: int, tolerance: Tolerance, *, exact: bool) -> Decision:
@@ -114,7 +126,7 @@ def _decided(R: np.ndarray, S: np.ndarray, rank: int, tolerance: Tolerance, *, e
     relative = S / S[0] if rank else S
     largest = smallest = 0.0
     if rank and s is not None:
-        largest, smallest = float(s[0]), float(s[rank - 1])
+        largest, smallest = float(s[0]), _smallest(R, s) if rank == len(s) else float(s[rank - 1])
     elif rank:  # below full rank, the inverse will tell what the smallest is
         largest = ranks.largest_singular_value(R)
         smallest = ranks.smallest_singular_value(R) if rank == len(S) else 0.0

@@ -98,14 +98,16 @@ def cut(s: np.ndarray, limit: Tolerance, most: int | None = None) -> Decision:
 
 
 def column_scales(R: np.ndarray) -> np.ndarray:
-    """Powers of two dⱼ with ‖R eⱼ‖ dⱼ between 0.7 and 1.4, (n,); 1 for a zero column.
+    """Powers of two dⱼ with ‖R eⱼ‖ dⱼ between 0.7 and 1.4, (n,); for a zero column the largest of the others' scales.
 
-    Column norms of R are those of A, and scaling by powers of two rounds nothing.
+    Column norms of R are those of A, and scaling by powers of two rounds nothing.  A zero column in other units than
+    the rest would have its rounding errors taken for the largest part of D⁻¹V.
     """
     norms = column_norms(R)
     scales = np.ones(len(norms))
     some = norms > 0
     scales[some] = np.exp2(-np.clip(np.round(np.log2(norms[some])), -1000, 1000))
+    scales[~some] = scales[some].max(initial=1.0 if not some.any() else 0.0)
     return scales
 
 

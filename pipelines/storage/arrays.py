@@ -126,8 +126,13 @@ def describe(url: str) -> ArrayInfo:
         url=url, shape=tuple(array.shape), dtype=_native(array, url), chunks=tuple(array.chunks),
         shards=tuple(array.shards) if array.shards else None, zarr_format=array.metadata.zarr_format,
         checksums=any(_checks(codec) for codec in codecs), plain=_is_plain(array, url),
-        names=tuple(str(name) for name in array.attrs.get("columns", ()) or ()),  # type: ignore[union-attr]
+        names=_names(array.attrs.get("columns")),
     )  # fmt: skip
+
+
+def _names(attribute: Any) -> tuple[str, ...]:
+    """Names of columns, when that is what the attribute holds."""
+    return tuple(str(name) for name in attribute) if isinstance(attribute, list | tuple) else ()
 
 
 def _native(array: zarr.Array[Any], url: str) -> np.dtype[Any]:
@@ -179,8 +184,14 @@ def read_text(url: str, key: str) -> str:
 
     Raises:
         FileNotFoundError: it is not there.
+        BadData: the store does not answer.
     """
-    raw = sync(open_store(url).get(key, default_buffer_prototype()))
+    try:
+        raw = sync(open_store(url).get(key, default_buffer_prototype()))
+    except ObstoreError as error:
+        raise BadData(
+            f"{url} cannot be read: {first_line(error)}. Check the address, and that its server runs."
+        ) from error
     if raw is None:
         raise FileNotFoundError(f"{url}/{key}")
     return raw.to_bytes().decode()

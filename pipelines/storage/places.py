@@ -4,6 +4,7 @@ import ctypes
 import errno
 import fcntl
 import glob
+import json
 import os
 import shutil
 import time
@@ -77,7 +78,7 @@ class Folder:
 
     def check(self, *, overwrite: bool) -> None:
         if self.final.exists() and not (self.final.is_dir() and not any(self.final.iterdir())):
-            _check(self.url, _is_result(self.final), overwrite=overwrite)
+            _check(self.url, _is_result(_text_of(self.final / ROOT)), overwrite=overwrite)
 
     def begin(self) -> None:
         self.final.parent.mkdir(parents=True, exist_ok=True)
@@ -146,11 +147,19 @@ def _check(url: str, ours: bool, *, overwrite: bool) -> None:
         )
 
 
-def _is_result(folder: Path) -> bool:
+def _is_result(root: str | None) -> bool:
+    """True for the metadata of a group that we wrote: not of one that merely holds such a group."""
     try:
-        return '"tallgrass"' in (folder / ROOT).read_text()
-    except OSError:
+        return str(json.loads(root or "")["attributes"]["tallgrass"]["schema"]).startswith("result/")
+    except (ValueError, KeyError, TypeError):
         return False
+
+
+def _text_of(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _beside(folder: Path, suffix: str) -> Path:
@@ -231,7 +240,7 @@ class Objects:
 
     def check(self, *, overwrite: bool) -> None:
         if (root := self._text(ROOT)) is not None:
-            _check(self.url, '"tallgrass"' in root, overwrite=overwrite)
+            _check(self.url, _is_result(root), overwrite=overwrite)
         elif (since := self._text(MARK)) is not None:
             if not overwrite:
                 raise PlanRefused(

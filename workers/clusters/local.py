@@ -1,5 +1,6 @@
 """Worker processes on this machine: how many, how much memory each, and the settings of Dask that suit our work."""
 
+import atexit
 import fcntl
 import os
 import shutil
@@ -176,6 +177,12 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
         )
     except (RuntimeError, OSError) as error:
         raise RunFailed(_does_not_start(resources, error)) from error
+    except KeyboardInterrupt:
+        # Half a cluster cannot be closed by Dask, which would print a traceback when Python ends.
+        from distributed.deploy import spec
+
+        atexit.unregister(spec.close_clusters)
+        raise
     if model.dashboard is False:
         cluster.scheduler.services.pop("dashboard", None)
         cluster.scheduler_info["services"].pop("dashboard", None)

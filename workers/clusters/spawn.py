@@ -64,7 +64,8 @@ class _Server(forkserver.ForkServer):
 
     def ensure_running(self) -> None:
         """Start the server, or start it again if it died; it and its forks have our environment and no Ctrl-C."""
-        resource_tracker.ensure_running()  # here, since starting it unblocks Ctrl-C
+        with _interrupts_blocked():
+            resource_tracker.ensure_running()  # by itself, since starting it unblocks Ctrl-C
         with _environment(), _interrupts_blocked():
             super().ensure_running()
 
@@ -80,12 +81,29 @@ class _Server(forkserver.ForkServer):
             self._stop()
 
 
+TRIES = 5
+"""Times that a process is asked of the server before its start has failed."""
+
+
 class _Popen(popen_forkserver.Popen):
     """A process forked from our server, which does not import the user's script."""
 
     _fds: list[int]
 
     def _launch(self, process_obj: Any) -> None:
+        # The server may be killed at any moment (by the kernel, for memory): it starts again, and so do we.  Dask waits
+        # for ever for a process whose start ends with an EOFError.
+        for attempt in range(1, TRIES + 1):
+            try:
+                self._ask_server(process_obj)
+                break
+            except (EOFError, OSError) as error:
+                if attempt == TRIES:
+                    raise OSError(f"the server that forks workers died {TRIES} times: {error}") from error
+                SERVER.ensure_running()
+
+    def _ask_server(self, process_obj: Any) -> None:
+        self._fds = []
         message = self._message(process_obj)  # pickling it collects the descriptors that the child needs
         self.sentinel, to_child = SERVER.connect_to_new_process(self._fds)
         keep_open = os.dup(to_child)  # the child sees its end close when this process dies
@@ -199,8 +217,8 @@ def _unchanged_environment(*names: str) -> Iterator[None]:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """A process started now never sees Ctrl-C: the driver does, and ends its workers itself."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """A process started now never sees Ctrl-C or the end of its terminal: the driver does, and ends its workers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
