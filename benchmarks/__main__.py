@@ -1,4 +1,4 @@
-"""The command: python -m benchmarks [speed|variants|memory|overheads|all|tables]."""
+"""The command: python -m benchmarks [speed|variants|factors|memory|overheads|all|tables]."""
 
 import time
 from pathlib import Path
@@ -6,12 +6,13 @@ from types import ModuleType
 
 import click
 
-from benchmarks import machine, memory, overheads, records, speed, tables, variants
+from benchmarks import factors, machine, memory, overheads, records, speed, tables, variants
 from benchmarks.settings import ROOT, Settings, say
 
 BENCHMARKS: dict[str, ModuleType] = {
     "speed": speed,
     "variants": variants,
+    "factors": factors,
     "memory": memory,
     "overheads": overheads,
 }

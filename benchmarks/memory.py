@@ -53,13 +53,18 @@ def _watched(name: str, data: DataSet, solve: Callable[[DataSet, Client], Any]) 
     with two_workers() as client:
         time.sleep(SETTLE)
         ids = process_ids(client)
-        idle = [psutil.Process(number).memory_info().rss for number in ids]
+        idle = resident(ids)
         with peaks(ids) as peak:
             solve(data, client)
     above = max(most - least for most, least in zip(peak, idle, strict=True))
     say(f"  {name}, {data.bytes / 1e9:.2f} GB: at most {above / 1e6:.0f} MB above an idle worker")
     case = {"name": name, "rows": data.rows, "bytes": data.bytes, "idle_bytes": idle, "peak_bytes": list(peak)}
     return case | {"above_idle_bytes": above}
+
+
+def resident(ids: Sequence[int]) -> list[int]:
+    """Resident memory of each process, in bytes."""
+    return [psutil.Process(number).memory_info().rss for number in ids]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import records
@@ -112,9 +113,24 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
+def _factors(record: Record) -> str:
+    head = ("what", "rows × columns", "by", "reads of A", "seconds", "peak above idle, MB", "‖XA − I‖")
+    rows = [
+        [
+            case["what"], f"{case['rows']:,} × {case['columns']:,}", one["name"], one["reads"],
+            f"{median(one['seconds']):.2f}", f"{one['above_idle_bytes'] / 1e6:.0f}",
+            "" if one["XA_minus_I"] is None else f"{one['XA_minus_I']:.1e}",
+        ]
+        for case in record["cases"]
+        for one in case["found"]
+    ]  # fmt: skip
+    return _table(head, rows)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     "speed": _speed,
     "variants": _variants,
+    "factors": _factors,
     "memory": _memory,
     "overheads": _overheads,
 }
