@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipelines.certify import Certificate as Certificate
     from pipelines.execute import run as run
+    from pipelines.jobs import PCA as PCA
     from pipelines.jobs import QR as QR
     from pipelines.jobs import SVD as SVD
     from pipelines.jobs import ArraySource as ArraySource
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.result import open_result as open_result
 
 _HOMES = {
+    "PCA": "pipelines.jobs",
     "QR": "pipelines.jobs",
     "SVD": "pipelines.jobs",
     "Pseudoinverse": "pipelines.jobs",
@@ -39,6 +41,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "PCA",
     "QR",
     "SVD",
     "ArraySource",

@@ -210,6 +210,32 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Centring:
+    """a ↦ (a − shift) · by, with a one before it when there is a column of ones."""
+
+    shift: np.ndarray
+    """(n,)."""
+    by: np.ndarray
+    """(n,)."""
+    ones: bool = False
+    missing: bool = False
+    """True when NaN is an entry that is missing, and no fault."""
+    fill: bool = False
+    """True when what is missing takes the value of the shift."""
+
+    def __call__(self, a: np.ndarray) -> np.ndarray:
+        """Rows (rows, n) as (rows, n) or (rows, 1 + n), in the type of the shift."""
+        first = int(self.ones)
+        out = np.ones((a.shape[0], first + a.shape[1]), np.result_type(self.shift, np.float64))
+        inner = out[:, first:]
+        np.subtract(a, self.shift, out=inner)
+        inner *= self.by
+        if self.fill:
+            inner[np.isnan(inner)] = 0
+        return out
+
+
+@dataclass(frozen=True)
 class System:
     """[A b] with its weights, seen as rows; for a wide problem A is transposed and b stays outside."""
 
@@ -223,6 +249,8 @@ class System:
     """Rows of one read."""
     columns_by: np.ndarray | None = None
     """Wide problems: the square root of each equation's weight, 0 for one left out; scales columns here."""
+    centring: "Centring | None" = None
+    """What is done to the rows of A before anybody sees them."""
     keep_places: bool = False
     """True when rows that are left out become zeros, so that what is written for the others stays in its place."""
 
@@ -255,9 +283,9 @@ class System:
             keep = self.columns_by != 0
             a = slab.a if keep.all() else np.where(keep, slab.a, 0)
             slab = replace(slab, a=a * self.columns_by)
-        if not self.omit_rows:
-            return Block(slab, tally)
-        good = finite_rows(slab)
+        good = finite_rows(slab) if self.omit_rows else None
+        if self.centring is not None:
+            slab = replace(slab, a=self.centring(slab.a))
         if good is None:
             return Block(slab, tally)
         kept = Slab(
@@ -277,9 +305,11 @@ class System:
         for array, name in ((slab.a, "matrix"), (slab.b, "rhs")):
             if array is None:
                 continue
-            rows, columns = np.nonzero(~np.isfinite(array))
+            missing = self.centring is not None and self.centring.missing
+            rows, columns = np.nonzero(np.isinf(array) if missing else ~np.isfinite(array))
             if len(rows):
-                here = (slab.start + int(rows[0]), int(columns[0]), name)
+                before = int(self.centring is not None and self.centring.ones)
+                here = (slab.start + int(rows[0]), int(columns[0]) - before, name)
                 first = min(filter(None, [tally.first, here]), key=lambda place: place[0])
                 tally = replace(tally, bad=tally.bad + len(rows), first=first)
         return tally

@@ -99,7 +99,7 @@ def render_result(summary: Mapping[str, Any]) -> str:
             [
                 ("rows", _rows(certificate)),
                 ("time", _timings(summary)),
-                *((name, _preview(summary, name)) for name in ("x", "s")),
+                *((label, _preview(summary, name)) for name, label in _FIRST.items()),
             ]
         ),
         _warnings(certificate),
@@ -214,11 +214,13 @@ def _preview(summary: Mapping[str, Any], name: str) -> str | None:
         return None
     shape = (summary.get("plan") or {}).get("shape") or (0, 0)
     n = shape[1] if name == "x" else min(shape[:2])
-    more = n > len(first)
-    return ", ".join(_number(value) or "NaN" for value in first) + (f", ... ({n:,} in all)" if more else "")
+    shown = ", ".join(_number(value) or "NaN" for value in first)
+    return shown if n <= len(first) else f"{shown}, ..." + (f" ({n:,} in all)" if name == "x" else "")
 
 
-_MAIN = {"qr": '["R"]', "svd": '["s"]', "pseudoinverse": '["pinv"]'}
+_FIRST = {"x": "x", "s": "s", "ratio": "variance"}
+"""What a summary shows the first numbers of, and what it calls them."""
+_MAIN = {"pca": '["components"]', "qr": '["R"]', "svd": '["s"]', "pseudoinverse": '["pinv"]'}
 """What people want first of a result, by kind of job; of least squares it is x."""
 
 

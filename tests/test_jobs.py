@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipelines.jobs import QR, SVD, ArraySource, Job, LeastSquares, Pseudoinverse
+from pipelines.jobs import PCA, QR, SVD, ArraySource, Job, LeastSquares, Pseudoinverse
 from pipelines.jobs.base import as_source
 from pipelines.jobs.least_squares import Require
+from pipelines.jobs.pca import RequirePCA
 from pipelines.jobs.pseudoinverse import RequirePseudoinverse
 from pipelines.jobs.qr import RequireQR
 from pipelines.jobs.svd import Relative, RequireSVD
@@ -42,7 +43,8 @@ def test_a_job_has_the_defaults_that_its_fields_state():
     }
 
 
-MODELS = [LeastSquares, QR, SVD, Pseudoinverse, Require, RequireQR, RequireSVD, RequirePseudoinverse, Relative]
+MODELS = [LeastSquares, QR, SVD, PCA, Pseudoinverse, Relative]
+MODELS += [Require, RequireQR, RequireSVD, RequirePCA, RequirePseudoinverse]
 
 
 @pytest.mark.parametrize("model", [*MODELS, ArraySource, Tsqr])
@@ -187,6 +189,9 @@ def test_the_example_of_least_squares_shows_the_options_of_its_method():
         ({"kind": "svd", "values": 0}, "values"),
         ({"kind": "svd", "values": {"tolerance": 1.5}}, "less than 1"),
         ({"kind": "svd", "vectors": "left"}, "'none', 'right' or 'both'"),
+        ({"kind": "pca", "n_components": 0}, "n_components"),
+        ({"kind": "pca", "n_components": 1.5}, "n_components"),
+        ({"kind": "pca", "nan": "drop"}, "'error', 'omit_rows' or 'mean'"),
         ({"kind": "qr", "form": "q"}, "'r' or 'explicit'"),
         ({"kind": "pseudoinverse", "rank": 0}, "greater than or equal to 1"),
         ({"kind": "pseudoinverse", "rank": 3, "ridge": 1.0}, "a ridge or a rank, not both"),

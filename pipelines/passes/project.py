@@ -34,6 +34,8 @@ class Project:
     """Number type of the output: what is measured is what is stored."""
     slab_rows: int
     target: Target | None
+    measure: bool = False
+    """True when YᴴY is wanted without an F."""
     group: int = 2**62
     """One state for a span: rows go out in order."""
     fan_in: int = 8
@@ -55,8 +57,9 @@ class Project:
             y = y @ self.T
         y = y.astype(self.stored, copy=False)
         state.rows.add(slab.start, y)
-        if self.F is not None:
+        if self.measure or self.F is not None:
             state.gram += y.conj().T @ y
+        if self.F is not None:
             state.misfit += squares(a - y @ self.F)
         return state
 

@@ -1,0 +1,197 @@
+"""PCA: the SVD of A without the mean of its columns, whose factor comes from A and a column of ones."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from pipelines.certify import FactorCertificate
+from pipelines.errors import BadData, PlanRefused
+from pipelines.jobs import PCA
+from pipelines.kernels.basis import Basis
+from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
+from pipelines.kinds.factors import certificate_of, in_memory, shortfalls_of, target_of, tolerance_of, written_bytes
+from pipelines.layout import Layout, factor_flops
+from pipelines.matrix import Centring, System, Tally
+from pipelines.methods.orthonormal import factor
+from pipelines.methods.problem import check, unchanged
+from pipelines.passes.means import Means, Sums
+from pipelines.passes.project import Project, Projected
+from pipelines.small.rank import cut
+
+GUESSED_FROM = 1000
+"""Rows whose means are taken off before anything is added up."""
+
+
+def writes(job: PCA, *, wide: bool) -> bool:  # noqa: ARG001  # a wide matrix is refused
+    """True when scores are asked for."""
+    return job.scores
+
+
+def steps(job: PCA, layout: Layout) -> list[Step]:
+    """One read for the components; one for means that NaN take the place of, one for scores."""
+    shape = layout.shape
+    if shape.wide:
+        raise PlanRefused(
+            f"The matrix is {shape.columns:,} × {shape.rows:,}, and kind: pca needs at least as many rows as columns. "
+            "Use kind: svd on a matrix from which you have taken the means."
+        )
+    if isinstance(job.n_components, int) and job.n_components > shape.columns:
+        raise PlanRefused(
+            f"{job.n_components:,} components are asked for, and the matrix has {shape.columns:,} columns. Set "
+            f"`n_components` to at most {shape.columns:,}, or to all."
+        )
+    complex_ = 4 if shape.dtype.kind == "c" else 1
+    found = [Step("factor", factor_flops(shape.rows, shape.columns + 1, 0) * complex_, factors=True)]
+    if job.nan == "mean":
+        found.insert(0, Step("means", 0.0))
+    if job.scores:
+        k = job.n_components if isinstance(job.n_components, int) else shape.columns
+        size = written_bytes(layout, k, answer_dtype(job, layout).itemsize)
+        found.append(Step("write", 2.0 * shape.rows * shape.columns * k * complex_, writes=size))
+    return found
+
+
+def result_bytes(job: PCA, layout: Layout) -> int:
+    """Components, and scores where they are asked for."""
+    n, size = layout.shape.columns, answer_dtype(job, layout).itemsize
+    return (n + 4) * n * size + (written_bytes(layout, n, size) if job.scores else 0)
+
+
+def buffer_bytes(layout: Layout) -> int:
+    """Centred rows, and scores on their way to a chunk."""
+    shape = layout.shape
+    return (4 * layout.out_rows + 2 * layout.block_rows) * (shape.columns + 1) * shape.dtype.itemsize
+
+
+def reason(job: PCA) -> str:
+    """Why this method."""
+    what = "the correlation" if job.scale else "the covariance"
+    return f"exact through TSQR of [1 A]: components of {what} matrix without forming it or a copy of A"
+
+
+def solve(work: Work) -> Outcome:
+    """Components, variances, and scores."""
+    job, n = work.job, work.layout.shape.columns
+    system = _centred(work, _guess(work))
+    wider = replace(work.layout, p=n + 1)
+    R, tally = factor(work.passes, system, wider)
+    mean, centred = _without_means(R, system)
+    if tally.rows < 2:
+        raise BadData(f"{tally.rows} rows have no variance; PCA needs at least 2 of them.")
+    spread = np.linalg.norm(centred, axis=0) / (tally.rows - 1) ** 0.5
+    by = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0.0) if job.scale else np.ones(n)
+    _, spectrum, Vh = np.linalg.svd(centred * by)
+    limit = replace(tolerance_of(work, tally.rows), scaled=False)
+    decision = cut(spectrum, replace(limit, reason=limit.reason.replace(", on columns scaled to norm one", "")))
+    variance = spectrum**2 / (tally.rows - 1)
+    k = _kept(job, variance, decision.rank)
+    Vh = _signed(Vh[:k])
+    certificate = certificate_of(work, decision, tally)
+    scores: dict[str, np.ndarray] = {}
+    if job.scores:
+        assert system.centring is not None
+        centring = replace(system.centring, shift=mean, by=by, ones=False)
+        written = _written(work, replace(system, centring=centring), Vh, variance[:k], tally)
+        scores = in_memory(work, "scores", written.rows, k, columns=False)
+        if job.verify:
+            norms = spectrum[:k] if not job.whiten else np.full(k, (tally.rows - 1) ** 0.5)
+            gram = float(np.linalg.norm(written.gram / np.outer(norms, norms) - np.eye(k)))
+            certificate = replace(certificate, verified=True, orthogonality=gram)
+    whole = float(variance.sum()) or 1.0
+    certificate = replace(certificate, statement=_statement(certificate, k, float(variance[:k].sum()) / whole))
+    small = {
+        "components": Vh.astype(work.dtype, copy=False),
+        "mean": mean,
+        "explained_variance": variance[:k],
+        "explained_variance_ratio": variance[:k] / whole,
+        "singular_values": spectrum[:k],
+    }
+    if job.scale:
+        small["scale"] = spread
+    return Outcome(
+        arrays=small | scores,
+        dimensions={
+            "components": ("component", "column"), "scores": ("row", "component"), "mean": ("column",),
+            "scale": ("column",), "explained_variance": ("component",), "explained_variance_ratio": ("component",),
+            "singular_values": ("component",),
+        },
+        certificate=certificate,
+        shortfalls=tuple(shortfalls_of(certificate, job.require)),
+        identity=tally.identity,
+        preview={"ratio": [float(value) for value in variance[: min(k, 8)] / whole]},
+    )  # fmt: skip
+
+
+def _guess(work: Work) -> np.ndarray:
+    """Means of the first rows: near enough that no digits are lost when the rest is added up, (n,)."""
+    A = work.inputs.A
+    first = A.read(0, min(GUESSED_FROM, A.shape[0])).astype(work.layout.shape.dtype)
+    there = np.isfinite(first)
+    count = there.sum(axis=0)
+    return np.asarray(np.where(there, first, 0).sum(axis=0) / np.maximum(count, 1))
+
+
+def _centred(work: Work, guess: np.ndarray) -> System:
+    """Rows [1, a − guess]; with `nan: mean`, a − mean where a is there and 0 where it is not."""
+    system, n = work.system(), work.layout.shape.columns
+    if work.job.nan != "mean":
+        return replace(system, centring=Centring(guess, np.ones(n), ones=True))
+    step = Means(n, work.layout.shape.dtype, work.layout.slab_rows)
+    sums: Sums
+    as_they_are = replace(system, centring=Centring(guess, np.ones(n), missing=True))
+    sums, tally = work.passes(step, as_they_are, work.layout.spans)
+    check(tally)
+    empty = np.flatnonzero(sums.count == 0)
+    if len(empty) and work.layout.shape.rows:
+        raise BadData(
+            f"Column {empty[0]:,} of the matrix (counted from 0) holds nothing but NaN, so it has no mean. Leave it "
+            "out: `matrix: {url: …, columns: […]}`."
+        )
+    mean = guess + sums.sum / np.maximum(sums.count, 1)
+    return replace(system, centring=Centring(mean, np.ones(n), ones=True, missing=True, fill=True))
+
+
+def _without_means(R: np.ndarray, system: System) -> tuple[np.ndarray, np.ndarray]:
+    """The means (n,), and the R-factor of A without them: what [1 A]'s factor holds beside its first row."""
+    assert system.centring is not None
+    ones = R[0, 0]
+    mean = system.centring.shift + (R[0, 1:] / ones if ones else 0)
+    return mean, R[1:, 1:]
+
+
+def _kept(job: PCA, variance: np.ndarray, rank: int) -> int:
+    """How many components there are: none for directions without variance, which A does not determine."""
+    if job.n_components == "all":
+        return rank
+    if isinstance(job.n_components, int):
+        return min(job.n_components, rank)
+    ratio = np.cumsum(variance) / (variance.sum() or 1.0)
+    return min(int(np.searchsorted(ratio, job.n_components) + 1), rank)
+
+
+def _signed(Vh: np.ndarray) -> np.ndarray:
+    """Components whose largest entry is positive, as in scikit-learn: else the sign would be anybody's guess."""
+    if not Vh.size:
+        return Vh
+    largest = Vh[np.arange(len(Vh)), np.abs(Vh).argmax(axis=1)]
+    return Vh * (np.abs(largest) / largest)[:, None]
+
+
+def _written(work: Work, system: System, Vh: np.ndarray, variance: np.ndarray, tally: Tally) -> Projected:
+    """Scores (A − mean) V, of variance one when they are whitened."""
+    W = Vh.conj().T / np.sqrt(variance) if work.job.whiten else Vh.conj().T
+    step = Project(
+        Basis(W=W), None, None, work.layout.shape.dtype, work.dtype, work.layout.slab_rows,
+        target_of(work, "scores", len(Vh), ("row", "component"), columns=False), measure=work.job.verify,
+    )  # fmt: skip
+    written: Projected
+    written, seen = work.passes(step, system, work.layout.spans)
+    unchanged(tally, seen)
+    return written
+
+
+def _statement(c: FactorCertificate, k: int, explained: float) -> str:
+    found = f"{k:,} component{'s' if k != 1 else ''}, which explain {100 * explained:.4g} % of the variance"
+    if c.orthogonality is None:
+        return f"{found}; from the factor of a matrix that differs from yours by a few roundings in each entry."
+    return f"{found}; their scores, as written, are uncorrelated up to {c.orthogonality:.1e}."

@@ -1,0 +1,161 @@
+"""PCA against NumPy on explicitly centred data, and where means are large, columns constant, and entries missing."""
+
+import numpy as np
+import pytest
+import zarr
+
+from pipelines import PCA, make_plan, open_result, run
+from pipelines.errors import BadData, PlanRefused
+
+
+@pytest.fixture
+def rng(request):
+    return np.random.default_rng(sum(map(ord, request.node.name)))
+
+
+def mixed(rng, m=600, n=8, offset=5.0):
+    return rng.standard_normal((m, n)) @ rng.standard_normal((n, n)) * np.geomspace(1, 1e-2, n) + offset
+
+
+def reference(A, *, scale=False):
+    centred = A - A.mean(axis=0)
+    if scale:
+        centred = centred / A.std(axis=0, ddof=1)
+    U, s, Vt = np.linalg.svd(centred, full_matrices=False)
+    signs = np.sign(Vt[np.arange(len(Vt)), np.abs(Vt).argmax(axis=1)])
+    return U * signs, s, Vt * signs[:, None]
+
+
+@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 5.0, -1e6])
+def test_components_variances_and_scores_are_those_of_the_centred_matrix(rng, offset, scale):
+    A = mixed(rng, offset=offset)
+    result = run(PCA(matrix=A, scores=True, scale=scale))
+    U, s, Vt = reference(A, scale=scale)
+    digits = 1e-15 * max(1, abs(offset)) * 1e5
+    np.testing.assert_allclose(result["mean"], A.mean(axis=0), rtol=1e-14, atol=1e-14)
+    np.testing.assert_allclose(result["components"], Vt, atol=digits)
+    np.testing.assert_allclose(result["explained_variance"], s**2 / (len(A) - 1), rtol=digits, atol=digits)
+    np.testing.assert_allclose(result["explained_variance_ratio"], s**2 / (s**2).sum(), atol=digits)
+    np.testing.assert_allclose(result["scores"], U * s, atol=digits * s[0])
+    assert result.certificate.orthogonality < 1e-6
+
+
+def test_a_mean_that_dwarfs_the_spread_costs_only_the_digits_that_it_takes_in_the_data(rng):
+    """Downdating the Gram matrix, or summing squares, would leave no digit of these variances."""
+    A = rng.standard_normal((2000, 4)) * [1, 0.5, 0.1, 0.01] + 1e8
+    truth = A - 1e8  # exact: the data are what they are once stored
+    _, s, _ = reference(truth)
+    np.testing.assert_allclose(run(PCA(matrix=A))["explained_variance"], s**2 / 1999, rtol=1e-12)
+
+
+def test_means_that_the_first_rows_do_not_know_lose_nothing(rng):
+    A = rng.standard_normal((5000, 4))
+    A[2000:] += 1e6
+    _, s, Vt = reference(A)
+    result = run(PCA(matrix=A))
+    np.testing.assert_allclose(result["explained_variance"], s**2 / 4999, rtol=1e-6)
+    np.testing.assert_allclose(np.abs(result["components"]), np.abs(Vt), atol=1e-6)
+
+
+@pytest.mark.parametrize(("asked", "k"), [("all", 8), (3, 3), (0.9, None), (0.999999, None)])
+def test_as_many_components_as_asked_for(rng, asked, k):
+    A = mixed(rng)
+    _, s, _ = reference(A)
+    ratio = np.cumsum(s**2) / (s**2).sum()
+    result = run(PCA(matrix=A, n_components=asked))
+    assert len(result["components"]) == (k or int((ratio < asked).sum()) + 1)
+    if k is None:
+        assert result["explained_variance_ratio"].sum() >= asked
+
+
+def test_whitened_scores_have_variance_one(rng):
+    scores = run(PCA(matrix=mixed(rng), scores=True, whiten=True))["scores"]
+    np.testing.assert_allclose(scores.var(axis=0, ddof=1), 1, rtol=1e-9)
+    np.testing.assert_allclose(np.cov(scores.T), np.eye(8), atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_constant_columns_have_no_components(rng, scale):
+    A = np.c_[mixed(rng, n=3), np.full(600, 7.0), np.zeros(600)]
+    result = run(PCA(matrix=A, scale=scale, scores=True))
+    assert len(result["components"]) == result.certificate.rank == 3
+    assert np.isfinite(result["scores"]).all()
+    np.testing.assert_allclose(result["mean"][3:], [7, 0], atol=1e-15)
+
+
+def test_missing_entries_take_the_mean_of_their_column(rng):
+    A = mixed(rng)
+    A[rng.random(A.shape) < 0.1] = np.nan
+    filled = np.where(np.isnan(A), np.nanmean(A, axis=0), A)
+    result = run(PCA(matrix=A, nan="mean", scores=True))
+    _, s, Vt = reference(filled)
+    np.testing.assert_allclose(result["mean"], np.nanmean(A, axis=0), rtol=1e-14)
+    np.testing.assert_allclose(result["explained_variance"], s**2 / 599, rtol=1e-10)
+    np.testing.assert_allclose(result["scores"], (filled - filled.mean(axis=0)) @ Vt.T, atol=1e-9)
+
+
+def test_rows_with_missing_entries_are_an_error_or_left_out(rng):
+    A = mixed(rng)
+    A[5, 1] = np.nan
+    with pytest.raises(BadData, match="the first is at row 5, column 1"):
+        run(PCA(matrix=A))
+    result = run(PCA(matrix=A, nan="omit_rows", scores=True))
+    U, s, _ = reference(np.delete(A, 5, axis=0))
+    assert result.certificate.rows_used == 599
+    assert not result["scores"][5].any()
+    np.testing.assert_allclose(np.delete(result["scores"], 5, axis=0), U * s, atol=1e-9)
+
+
+def test_infinity_is_no_missing_entry(rng):
+    A = mixed(rng)
+    A[5, 1] = np.inf
+    with pytest.raises(BadData, match="row 5, column 1"):
+        run(PCA(matrix=A, nan="mean"))
+
+
+def test_a_column_of_nothing_but_nan_has_no_mean(rng):
+    A = mixed(rng)
+    A[:, 2] = np.nan
+    with pytest.raises(BadData, match=r"Column 2 of the matrix .* holds nothing but NaN"):
+        run(PCA(matrix=A, nan="mean"))
+
+
+def test_complex_data(rng):
+    A = mixed(rng) + 1j * mixed(rng)
+    s = np.linalg.svd(A - A.mean(axis=0), compute_uv=False)
+    result = run(PCA(matrix=A, scores=True))
+    np.testing.assert_allclose(result["explained_variance"], s**2 / 599, rtol=1e-10)
+    np.testing.assert_allclose(np.linalg.norm(result["scores"], axis=0), s, rtol=1e-10)
+
+
+def test_scores_are_written_in_the_chunks_of_the_matrix(save, tmp_path, rng):
+    A = mixed(rng)
+    run(PCA(matrix=save("A", A, (64, 5)), scores=True, output=f"{tmp_path}/r"))
+    stored = zarr.open_array(f"{tmp_path}/r/scores", mode="r")
+    assert stored.chunks == (64, 8)
+    U, s, _ = reference(A)
+    np.testing.assert_allclose(stored[...], U * s, atol=1e-9)
+    assert open_result(f"{tmp_path}/r").certificate.verified
+
+
+def test_what_cannot_be_done_is_refused_before_reading():
+    with pytest.raises(PlanRefused, match="The matrix is 5 × 100, and kind: pca needs at least as many rows"):
+        make_plan(PCA(matrix=np.ones((5, 100))))
+    with pytest.raises(PlanRefused, match="21 components are asked for, and the matrix has 20 columns"):
+        make_plan(PCA(matrix=np.ones((100, 20)), n_components=21))
+    with pytest.raises(BadData, match="1 rows have no variance"):
+        run(PCA(matrix=np.ones((1, 1))))
+
+
+def test_the_digits_of_scikit_learn():
+    """8 × 8 images of handwritten digits: 64 columns, three of them constant."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    A = datasets.load_digits().data
+    theirs = decomposition.PCA(n_components=20, svd_solver="full").fit(A)
+    ours = run(PCA(matrix=A, n_components=20, scores=True))
+    np.testing.assert_allclose(ours["explained_variance"], theirs.explained_variance_, rtol=1e-10)
+    np.testing.assert_allclose(ours["components"], theirs.components_, atol=1e-8)
+    np.testing.assert_allclose(ours["scores"], theirs.transform(A), atol=1e-8)
+    assert run(PCA(matrix=A)).certificate.rank == 61
