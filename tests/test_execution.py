@@ -18,9 +18,10 @@ import dask.array as da
 import numpy as np
 import psutil
 import pytest
+import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from pipelines import LeastSquares, open_result, run
+from pipelines import LeastSquares, Pseudoinverse, open_result, run
 from pipelines.errors import PlanRefused, RunFailed
 from pipelines.plan import Resources
 from pipelines.progress import PassProgress, PassStarted
@@ -193,6 +194,24 @@ def test_a_killed_worker_changes_no_bit_of_the_answer(long, pair):
     assert killed
     np.testing.assert_array_equal(disturbed, undisturbed)
     np.testing.assert_allclose(disturbed, long.x, atol=1e-10)
+
+
+def test_a_worker_that_is_killed_while_it_writes_changes_no_bit_of_the_result(store, pair, tmp_path):
+    """Chunks that it had written are written once more, with the same bits."""
+    A = np.random.default_rng(7).standard_normal((60_000, 64))
+    matrix, killed = store(tmp_path / "A", A, (2000, 64)), []
+
+    def kill(event) -> None:
+        if isinstance(event, PassProgress) and event.name == "write" and not killed:
+            killed.append(next(iter(pair.cluster.workers.values())).pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    options = {"matrix": matrix, "method": {"name": "tsqr", "span_seconds": 0.01}}
+    undisturbed = run(Pseudoinverse(**options, output=f"{tmp_path}/undisturbed"), client=pair)["pinv"]
+    result = run(Pseudoinverse(**options, output=f"{tmp_path}/out"), client=pair, listener=kill)
+    assert killed
+    np.testing.assert_array_equal(zarr.open_array(f"{tmp_path}/out/pinv", mode="r")[...], undisturbed)
+    assert max(result.certificate.penrose.values()) < 1e-13
 
 
 def test_workers_that_are_killed_again_and_again_are_a_failure_that_names_the_cause(long):

@@ -473,6 +473,18 @@ def test_workers_read_from_s3_and_write_a_wide_answer_there(s3, command):
     np.testing.assert_allclose(open_result(f"{s3}/out").x, np.linalg.lstsq(A, A[:, 0])[0], atol=1e-14)
 
 
+def test_workers_write_a_pseudoinverse_and_scores_to_s3_chunk_by_chunk(s3, command):
+    A = np.random.default_rng(4).standard_normal((60, 3))
+    zarr.create_array(open_store(f"{s3}/A"), shape=A.shape, chunks=(25, 3), dtype=A.dtype)[...] = A
+    for kind, more in (("pseudoinverse", {}), ("pca", {"scores": True})):
+        job = {"kind": kind, "matrix": f"{s3}/A", "output": f"{s3}/{kind}"} | more
+        done = command("run", "job.yaml", job=job)
+        assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(open_result(f"{s3}/pseudoinverse")["pinv"], np.linalg.pinv(A), atol=1e-14)
+    scores = open_result(f"{s3}/pca")["scores"]
+    np.testing.assert_allclose(scores @ open_result(f"{s3}/pca")["components"], A - A.mean(axis=0), atol=1e-13)
+
+
 def test_a_result_on_s3_is_replaced_only_when_the_job_says_so(remote):
     url = f"{remote.bucket}/out"
     run(LeastSquares(**remote.fields, output=url))

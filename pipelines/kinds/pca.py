@@ -77,7 +77,7 @@ def solve(work: Work) -> Outcome:
     R, tally = factor(work.passes, system, wider)
     mean, centred = _without_means(R, system)
     if tally.rows < 2:
-        raise BadData(f"{tally.rows} rows have no variance; PCA needs at least 2 of them.")
+        raise BadData(f"A variance needs at least 2 rows, and the matrix has {tally.rows}. Use more of its rows.")
     spread = np.linalg.norm(centred, axis=0) / (tally.rows - 1) ** 0.5
     by = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0.0) if job.scale else np.ones(n)
     _, spectrum, Vh = np.linalg.svd(centred * by)
