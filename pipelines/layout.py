@@ -100,7 +100,8 @@ class Layout:
     @property
     def amplification(self) -> int:
         """How often each chunk is decoded in a pass: 1, unless a row of chunks is too large for one read."""
-        return 1 if self.shape.partial else max(1, -(-self.shape.chunk[0] // self.block_rows))
+        chunk = min(self.shape.chunk[0], self.shape.rows)  # a chunk may be larger than the whole array
+        return 1 if self.shape.partial else max(1, -(-chunk // self.block_rows))
 
     @property
     def block_bytes(self) -> int:

@@ -201,14 +201,17 @@ def test_a_worker_that_is_killed_while_it_writes_changes_no_bit_of_the_result(st
     A = np.random.default_rng(7).standard_normal((60_000, 64))
     matrix, killed = store(tmp_path / "A", A, (2000, 64)), []
 
-    def kill(event) -> None:
-        if isinstance(event, PassProgress) and event.name == "write" and not killed:
-            killed.append(next(iter(pair.cluster.workers.values())).pid)
-            os.kill(killed[0], signal.SIGKILL)
+    def kill() -> None:
+        killed.append(next(iter(pair.cluster.workers.values())).pid)
+        os.kill(killed[0], signal.SIGKILL)
+
+    def soon(event) -> None:
+        if isinstance(event, PassStarted) and event.name == "write":
+            threading.Timer(0.1, kill).start()
 
     options = {"matrix": matrix, "method": {"name": "tsqr", "span_seconds": 0.01}}
     undisturbed = run(Pseudoinverse(**options, output=f"{tmp_path}/undisturbed"), client=pair)["pinv"]
-    result = run(Pseudoinverse(**options, output=f"{tmp_path}/out"), client=pair, listener=kill)
+    result = run(Pseudoinverse(**options, output=f"{tmp_path}/out"), client=pair, listener=soon)
     assert killed
     np.testing.assert_array_equal(zarr.open_array(f"{tmp_path}/out/pinv", mode="r")[...], undisturbed)
     assert max(result.certificate.penrose.values()) < 1e-13

@@ -261,6 +261,7 @@ LAYOUTS = {
     "full-width chunks": {"chunks": (64, 12)},
     "a grid": {"chunks": (50, 5)},
     "one chunk": {"chunks": (1000, 12)},
+    "one compressed chunk, larger than the array": {"chunks": (16_000, 20), "compressors": "auto"},
     "chunks of one row": {"chunks": (1, 12)},
     "compressed": {"chunks": (64, 12), "compressors": "auto"},
     "shards": {"chunks": (32, 12), "shards": (256, 12)},
@@ -273,13 +274,12 @@ def test_each_chunk_of_a_makes_one_chunk_of_the_result(save, tmp_path, kind, lay
     rows = 40 if layout == "chunks of one row" else 1000
     A = rng.standard_normal((rows, 12))
     make, name = JOBS[kind]
-    options = LAYOUTS[layout] | {"chunks": (min(rows, LAYOUTS[layout]["chunks"][0]), LAYOUTS[layout]["chunks"][1])}
-    matrix = save("A", A, **options)
+    matrix = save("A", A, **LAYOUTS[layout])
     result = run(make(matrix=matrix, output=f"{tmp_path}/result"))
     stored = zarr.open_array(f"{tmp_path}/result/{name}", mode="r")
     in_memory = run(make(matrix=A))
     np.testing.assert_allclose(stored[...], in_memory[name], atol=1e-12)
-    chunk = min(rows, options["chunks"][0])
+    chunk = min(rows, LAYOUTS[layout]["chunks"][0])
     assert stored.chunks == ((12, chunk) if name == "pinv" else (chunk, 12))
     assert np.array_equal(open_result(f"{tmp_path}/result")[name], stored[...])
     assert result.certificate == open_result(f"{tmp_path}/result").certificate

@@ -285,3 +285,9 @@ def test_the_cut_is_the_same_on_every_machine(declared):
     layouts = [lay_out(inputs.shape, block=None, products=True, slab_bytes=None, span_seconds=2.0) for _ in range(2)]
     assert layouts[0] == layouts[1]
     assert layouts[0].spans[-1].stop == 10**7
+
+
+@pytest.mark.parametrize("shape", [(1000, 5), (5, 1000)])
+def test_a_chunk_that_is_larger_than_the_array_is_decoded_once(declared, shape):
+    found = plan(declared(*shape, (20_000, 20_000), compressors="auto"))
+    assert found.passes[0].bytes == 1000 * 5 * 8
