@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import zarr
+from sklearn import decomposition
+from sklearn.datasets import load_digits
 
-from pipelines import PCA, make_plan, open_result, run
+from pipelines import PCA, Pseudoinverse, make_plan, open_result, run
 from pipelines.errors import BadData, PlanRefused
 
 
@@ -150,12 +152,19 @@ def test_what_cannot_be_done_is_refused_before_reading():
 
 def test_the_digits_of_scikit_learn():
     """8 × 8 images of handwritten digits: 64 columns, three of them constant."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    decomposition = pytest.importorskip("sklearn.decomposition")
-    A = datasets.load_digits().data
+    A = load_digits().data
     theirs = decomposition.PCA(n_components=20, svd_solver="full").fit(A)
     ours = run(PCA(matrix=A, n_components=20, scores=True))
     np.testing.assert_allclose(ours["explained_variance"], theirs.explained_variance_, rtol=1e-10)
     np.testing.assert_allclose(ours["components"], theirs.components_, atol=1e-8)
     np.testing.assert_allclose(ours["scores"], theirs.transform(A), atol=1e-8)
     assert run(PCA(matrix=A)).certificate.rank == 61
+
+
+def test_the_pseudoinverse_of_the_digits_whose_rank_is_61():
+    """Real images: columns that are always white make it deficient, and 1,797 rows are pixels of 16 grey values."""
+    A = load_digits().data
+    result = run(Pseudoinverse(matrix=A))
+    assert result.certificate.rank == 61
+    np.testing.assert_allclose(result["pinv"], np.linalg.pinv(A), atol=1e-12)
+    assert max(result.certificate.penrose.values()) < 1e-11
