@@ -12,7 +12,8 @@ from pipelines.units import parse_bytes, parse_seconds
 class Model(BaseModel):
     """What a user writes: frozen, with no field that is not named here, each with its docstring."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # Built when it is first used: a job file needs one kind of job, and `check` answers at once.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
 
 def needed(what: str) -> PydanticCustomError:

@@ -3,26 +3,31 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from pipelines.document import Document, Place, parse_value, read_document
 from pipelines.errors import JobFileError
 from pipelines.faults import describe_faults, dotted, missing, nearest, shown
 from pipelines.fields import Model
-from pipelines.jobs import Job
+from pipelines.jobs import KINDS, job_model
+
+if TYPE_CHECKING:
+    from pipelines.jobs import Job
 
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> "Job":
     """The job that a file describes; overrides are `place=value` texts, applied before it is validated.
 
     Raises:
         JobFileError: a line for each thing that is wrong, with its file, line and dotted place.
     """
-    return load_file(path, Job, overrides, needed=("output",))
+    document = apply_overrides(read_document(path), overrides)
+    asked = document.value.get("kind") if isinstance(document.value, dict) else None
+    return _loaded(document, {kind: job_model(kind) if kind == asked else None for kind in KINDS}, ("output",))
 
 
 def load_file(path: str | Path, models: Any, overrides: Sequence[str] = (), needed: Sequence[str] = ()) -> Any:
@@ -34,14 +39,17 @@ def load_file(path: str | Path, models: Any, overrides: Sequence[str] = (), need
         JobFileError: a line for each thing that is wrong, with its file, line and dotted place.
     """
     document = apply_overrides(read_document(path), overrides)
-    kinds = kinds_of(models)
+    return _loaded(document, dict(kinds_of(models)), needed)
+
+
+def _loaded(document: Document, kinds: "dict[str, type[Model] | None]", needed: Sequence[str]) -> Any:
     if not isinstance(document.value, dict):
         found = "an empty file" if document.value is None else shown(document.value)
         raise JobFileError(f'{document.where(())}: found {found}; needed fields, first "kind: {next(iter(kinds))}"')
     return _validated(document, kinds, needed)
 
 
-def _validated(document: Document, kinds: dict[str, type[Model]], needed: Sequence[str]) -> Model:
+def _validated(document: Document, kinds: "dict[str, type[Model] | None]", needed: Sequence[str]) -> Model:
     model = kinds.get(str(document.value.get("kind")))
     if model is None:
         raise JobFileError("\n".join([*document.faults, _unknown_kind(document, list(kinds))]))
@@ -126,6 +134,10 @@ def _with_value(value: Any, place: Place, new: Any, label: str, above: Place = (
 
 def job_schema() -> dict[str, Any]:
     """The JSON schema of job files, for editors and for checks elsewhere."""
+    from pydantic import TypeAdapter  # which `check` has no need of
+
+    from pipelines.jobs import Job
+
     schema = TypeAdapter(Job).json_schema()
     for owner in [schema, *schema.get("$defs", {}).values()]:
         if "kind" in owner.get("properties", {}):

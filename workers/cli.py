@@ -59,8 +59,9 @@ class Tallgrass(click.Group):
             code = _report(JobFileError(error.format_message()), words)
         except Exception as error:  # noqa: BLE001 - the last line of defence: whatever comes, a letter and an exit code
             code = _report(error, words)
-        if args is None:  # the program, which only has to end now: Ctrl-C would give it another exit code
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if args is None:  # the program, which only has to end now: a signal would give it another exit code
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
         sys.exit(code if isinstance(code, int) else 0)
 
 
