@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -33,13 +33,13 @@ class SingularValues:
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """How far to trust x.  With several right-hand sides, each number is that of the worst."""
+class Stated:
+    """What every certificate says: what the answer is worth in words, and the spectrum that it rests on."""
 
     statement: str
     """What it means, in a sentence or two."""
     verified: bool
-    """True when a second read of the matrix measured x."""
+    """True when the errors below were measured on what was made."""
     rank: int
     n: int
     """What the rank would be if it were full: min(m, n)."""
@@ -48,9 +48,30 @@ class Certificate:
     rtol_rule: str
     rtol_reason: str
     condition_number: float
-    """‖A‖₂ ‖A⁺‖₂ of A as given (with the ridge, where there is one)."""
+    """‖A‖₂ ‖A⁺‖₂ of A as given (with the ridge of a least-squares problem), of the part that counts."""
+    singular_values: SingularValues
+    rows_used: int
+    """Rows of A; its columns when a wide A is factored."""
+    rows_omitted: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; what is not finite becomes text, since JSON has no word for it."""
+        return {name: _json(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """What to_dict gave, back."""
+        plain: dict[str, Any] = {name: _python(value) for name, value in values.items()}
+        plain["singular_values"] = SingularValues(**plain["singular_values"])
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class Certificate(Stated):
+    """How far to trust x.  With several right-hand sides, each number is that of the worst."""
+
     scaled_condition_number: float
-    """The same with columns scaled to norm one: what the accuracy of x depends on."""
+    """The condition number with columns scaled to norm one: what the accuracy of x depends on."""
     backward_error: float | None
     """‖ΔA‖_F / ‖A‖_F of the nearest problem that x solves exactly; None when not verified."""
     forward_error_bound: float | None
@@ -61,46 +82,15 @@ class Certificate:
     """‖b − A x‖, weighted, of the first 8 right-hand sides."""
     relative_residual: float
     """‖b − A x‖ / ‖b‖."""
-    singular_values: SingularValues
     refined: bool
     """True when a step of refinement was taken."""
-    rows_used: int
-    rows_omitted: int
     warnings: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; what is not finite becomes text, since JSON has no word for it."""
-        return {name: _json(value) for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Certificate":
-        """What to_dict gave, back."""
-        plain: dict[str, Any] = {name: _python(value) for name, value in values.items()}
-        plain["singular_values"] = SingularValues(**plain["singular_values"])
-        return cls(**plain)
 
 
 @dataclass(frozen=True)
-class FactorCertificate:
+class FactorCertificate(Stated):
     """How far to trust the factors of a matrix, or its pseudoinverse.  Norms are Frobenius norms."""
 
-    statement: str
-    """What it means, in a sentence or two."""
-    verified: bool
-    """True when the numbers below were measured on what was made."""
-    rank: int
-    n: int
-    """What the rank would be if it were full: min(m, n)."""
-    full_rank: bool
-    rtol: float
-    rtol_rule: str
-    rtol_reason: str
-    condition_number: float
-    """The largest singular value that counts over the smallest."""
-    singular_values: SingularValues
-    rows_used: int
-    """Rows of A, or its columns when A is wide."""
-    rows_omitted: int = 0
     warnings: tuple[str, ...] = ()
     orthogonality: float | None = None
     """‖QᴴQ − I‖, or ‖UᴴU − I‖ (of V for a wide matrix)."""
@@ -112,17 +102,6 @@ class FactorCertificate:
     """AXA = A and XAX = X relative to ‖A‖ and ‖X‖; AX and XA Hermitian, as norms of their skew parts."""
     ridge_error: float | None = None
     """‖XA − (AᴴA + λI)⁻¹AᴴA‖ for a ridge, in place of Penrose's conditions."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; what is not finite becomes text, since JSON has no word for it."""
-        return {name: _json(value) for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "FactorCertificate":
-        """What to_dict gave, back."""
-        plain: dict[str, Any] = {name: _python(value) for name, value in values.items()}
-        plain["singular_values"] = SingularValues(**plain["singular_values"])
-        return cls(**plain)
 
 
 def certify(solution: Solution, *, wide: bool, ridge: float, warnings: tuple[str, ...] = ()) -> Certificate:

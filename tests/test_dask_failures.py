@@ -32,7 +32,7 @@ def ours(A, b, chunks, **fields):
     return run(LeastSquares(matrix=da.from_array(A, chunks=chunks), rhs=da.from_array(b, chunks=chunks[0]), **fields))
 
 
-def agrees(result, A, b):
+def assert_agrees(result, A, b):
     x, _, rank, _ = np.linalg.lstsq(A, b, rcond=None)
     assert result.certificate.rank == rank
     # Both are backward stable, and the condition numbers here are below 100.
@@ -61,14 +61,14 @@ def test_a_duplicate_column_gives_the_shortest_solution(clean):
     assert rank == 9
     assert np.linalg.norm(x) > 1e6 * shortest, STILL  # 1e14 too long, and the rank that it reports is not used
     assert abs(residual - least) > 1e-6 * least, STILL
-    agrees(ours(A, b, (250, N)), A, b)
+    assert_agrees(ours(A, b, (250, N)), A, b)
 
 
 def test_a_zero_column_is_no_error(clean):
     A, b = clean
     A[:, 9] = 0
     dask_fails(A, b, (250, N), np.linalg.LinAlgError)
-    agrees(ours(A, b, (250, N)), A, b)
+    assert_agrees(ours(A, b, (250, N)), A, b)
 
 
 @pytest.mark.parametrize("chunks", [(10, 40), (5, 40), (10, 7)])
@@ -76,21 +76,21 @@ def test_a_wide_matrix_gives_the_minimum_norm_solution(chunks):
     rng = np.random.default_rng(1)
     A, b = rng.standard_normal((10, 40)), rng.standard_normal(10)
     dask_fails(A, b, chunks, ValueError, NotImplementedError)
-    agrees(ours(A, b, chunks), A, b)
+    assert_agrees(ours(A, b, chunks), A, b)
 
 
 @pytest.mark.parametrize("chunks", [(250, 5), (1000, 3), (333, 1)])
 def test_chunks_in_both_directions_are_read(clean, save, chunks):
     A, b = clean
     dask_fails(A, b, chunks, ValueError, NotImplementedError)
-    agrees(ours(A, b, chunks), A, b)
-    agrees(run(LeastSquares(matrix=save("A", A, chunks), rhs=save("b", b))), A, b)
+    assert_agrees(ours(A, b, chunks), A, b)
+    assert_agrees(run(LeastSquares(matrix=save("A", A, chunks), rhs=save("b", b))), A, b)
 
 
 def test_chunks_with_fewer_rows_than_columns_are_read(clean):
     """Dask refuses them or needs much memory; here they are as any other."""
     A, b = clean
-    agrees(ours(A, b, (4, N)), A, b)
+    assert_agrees(ours(A, b, (4, N)), A, b)
 
 
 def graded():
@@ -121,14 +121,14 @@ def test_one_nan_is_found_and_named(clean):
     with pytest.raises(BadData, match=r"1 entry .* at row 613, column 4 of the matrix"):
         ours(A, b, (250, N))
     keep = np.arange(M) != 613
-    agrees(ours(A, b, (250, N), nan="omit_rows"), A[keep], b[keep])
+    assert_agrees(ours(A, b, (250, N), nan="omit_rows"), A[keep], b[keep])
 
 
 def test_a_complex_problem_is_solved_as_numpy_does(clean):
     """dask/dask#7053, mended since: no reason not to look."""
     A, b = clean
     A, b = A + 1j * A[::-1], b - 1j
-    agrees(ours(A, b, (250, N)), A, b)
+    assert_agrees(ours(A, b, (250, N)), A, b)
 
 
 def test_several_right_hand_sides_have_a_residual_each(clean):

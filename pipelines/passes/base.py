@@ -4,7 +4,7 @@ Merging is associative up to rounding, and the tree of merges is fixed by the nu
 has the same bits on any number of workers, in whatever order tasks finish, and after any retry.
 """
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipelines.matrix import Slab, Span
 
@@ -44,3 +44,15 @@ class Pass(Protocol[State]):
 
     def finite(self, state: State) -> bool:
         """False when a NaN or an infinity has reached the state."""
+
+
+class LaterPass:
+    """What passes that only add up, after the factor pass, have in common."""
+
+    def finish(self, state: Any, span: Span) -> Any:  # passes that write need it
+        """Nothing is left to do."""
+        return state
+
+    def finite(self, state: Any) -> bool:
+        """True: the factor pass has looked at every entry, and the input's identity is compared."""
+        return True

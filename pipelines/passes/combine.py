@@ -12,6 +12,7 @@ from pipelines import storage
 from pipelines.kernels.basis import Basis
 from pipelines.kernels.sweep import squares
 from pipelines.matrix import Slab, Span
+from pipelines.passes.base import LaterPass
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Combined:
 
 
 @dataclass(frozen=True)
-class Combine:
+class Combine(LaterPass):
     """x = Aᴴ y₁ + Aᴴ y₂ + …: stored span by span in the array `target`, or kept, or only measured."""
 
     ys: tuple[np.ndarray, ...]
@@ -66,6 +67,3 @@ class Combine:
             storage.write_rows(self.target, span.start, np.concatenate(state.pieces))
             return Combined(state.Ax, state.xx)
         return state
-
-    def finite(self, state: Combined) -> bool:
-        return True  # the factor pass has looked at every entry, and the input's identity is compared

@@ -9,6 +9,7 @@ from pipelines.kernels.basis import Basis
 from pipelines.kernels.gaussian import gaussian
 from pipelines.kernels.sweep import squares
 from pipelines.matrix import Slab, Span
+from pipelines.passes.base import LaterPass
 from pipelines.passes.output import Rows, Target
 
 
@@ -24,7 +25,7 @@ class Inverted:
 
 
 @dataclass(frozen=True)
-class Invert:
+class Invert(LaterPass):
     """X = K Qᴴ (n, m), its columns from rows of Q; what is written are rows of Xᴴ = Q Kᴴ."""
 
     basis: Basis
@@ -62,9 +63,6 @@ class Invert:
     def finish(self, state: Inverted, span: Span) -> Inverted:
         return Inverted(state.XW, state.AW, state.rows.end())
 
-    def finite(self, state: Inverted) -> bool:
-        return True  # the factor pass has looked at every entry, and the input's identity is compared
-
 
 @dataclass
 class Checked:
@@ -77,7 +75,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Penrose:
+class Penrose(LaterPass):
     """Reads A and, as its right-hand sides, Xᴴ."""
 
     XW: np.ndarray
@@ -101,9 +99,3 @@ class Penrose:
 
     def merge(self, left: Checked, right: Checked) -> Checked:
         return Checked(left.XA + right.XA, left.skew + right.skew)
-
-    def finish(self, state: Checked, span: Span) -> Checked:
-        return state
-
-    def finite(self, state: Checked) -> bool:
-        return True  # the factor pass has looked at every entry, and the input's identity is compared

@@ -8,6 +8,7 @@ import numpy as np
 from pipelines.kernels.basis import Basis
 from pipelines.kernels.sweep import squares
 from pipelines.matrix import Slab, Span
+from pipelines.passes.base import LaterPass
 from pipelines.passes.output import Rows, Target
 
 
@@ -23,7 +24,7 @@ class Projected:
 
 
 @dataclass(frozen=True)
-class Project:
+class Project(LaterPass):
     """The rows of Y (m, q), with q columns of T or of the basis; A ≈ Y F is measured when there is an F (q, n)."""
 
     basis: Basis
@@ -68,6 +69,3 @@ class Project:
 
     def finish(self, state: Projected, span: Span) -> Projected:
         return Projected(state.gram, state.misfit, state.rows.end())
-
-    def finite(self, state: Projected) -> bool:
-        return True  # the factor pass has looked at every entry, and the input's identity is compared

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.kernels.sweep import squares
-from pipelines.matrix import Slab, Span
+from pipelines.matrix import Slab
+from pipelines.passes.base import LaterPass
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Leftover:
 
 
 @dataclass(frozen=True)
-class Verify:
+class Verify(LaterPass):
     """The leftover of x (n, k), and the sizes of rows whose columns are scaled by D (n,)."""
 
     x: np.ndarray
@@ -57,12 +58,6 @@ class Verify:
     def merge(self, left: Leftover, right: Leftover) -> Leftover:
         heaviest, lightest = max(left.heaviest, right.heaviest), min(left.lightest, right.lightest)
         return Leftover(left.g + right.g, left.rss + right.rss, left.noise + right.noise, heaviest, lightest)
-
-    def finish(self, state: Leftover, span: Span) -> Leftover:
-        return state
-
-    def finite(self, state: Leftover) -> bool:
-        return True  # the factor pass has looked at every entry, and the input's identity is compared
 
 
 def absolute_squares(a: np.ndarray) -> np.ndarray:
