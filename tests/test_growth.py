@@ -142,6 +142,53 @@ def test_products_would_lose_the_digits_there(monkeypatch):
     assert backward_error(A, b, np.triu(grown(augmented, SLAB).R)) > 1e4
 
 
+@pytest.fixture
+def ways(monkeypatch):
+    """How each slab that products took was added: by a sum of SᴴS, or after a division."""
+    found, take = [], Growth.take
+
+    def seen(self, products, S):
+        found.append("summed" if self.squares is not None else "divided")
+        return take(self, products, S)
+
+    monkeypatch.setattr(Growth, "take", seen)
+    return found
+
+
+@pytest.mark.parametrize(("condition", "way"), [(1.0, "summed"), (1e3, "divided")])
+def test_only_well_conditioned_rows_are_summed_without_a_division(ways, condition, way):
+    A = with_singular_values(np.random.default_rng(12), np.geomspace(1, 1 / condition, N))
+    grown(A, 2 * SLAB)
+    assert set(ways) == {way}
+    assert len(ways) == 9
+
+
+def test_what_was_divided_at_first_is_summed_when_a_taller_triangle_allows_it(ways, monkeypatch):
+    A = np.random.default_rng(13).standard_normal((M, N))
+    monkeypatch.setattr(growth, "MOST_SQUARED", 4.0)
+    grown(A, 130)
+    assert ways[0] == "divided"
+    assert ways[-1] == "summed"
+
+
+def test_sums_would_lose_digits_of_an_ill_conditioned_matrix(monkeypatch):
+    """The reason for the test before; a condition number that a division bears, and its square does not."""
+    rng = np.random.default_rng(16)
+    A = with_singular_values(rng, np.geomspace(1, 1e-3, N))
+    b = A @ rng.standard_normal(N) + 1e-5 * rng.standard_normal(M)
+    assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB).R)) < 4
+    monkeypatch.setattr(growth, "MOST_SQUARED", np.inf)
+    assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB).R)) > 12
+
+
+@pytest.mark.parametrize("scale", [1e-120, 1e120, 1e-30])
+def test_squares_out_of_range_are_not_summed(ways, scale):
+    A = np.random.default_rng(15).standard_normal((2000, 40))
+    R = np.triu(grown(scale * A, SLAB).R) / scale
+    np.testing.assert_allclose(np.linalg.norm(R.T @ R - A.T @ A) / np.linalg.norm(A) ** 2, 0, atol=20 * U)
+    assert ("summed" in ways) == (scale == 1e-30)
+
+
 def test_heavy_rows_go_to_reflectors_and_later_ones_to_products_again(by_reflectors):
     A = np.random.default_rng(4).standard_normal((20 * SLAB, N))
     A[5 * SLAB + 17] *= 1e6
@@ -155,9 +202,11 @@ def test_products_would_lose_digits_with_heavy_rows(monkeypatch):
     A = rng.standard_normal((M, N))
     A[-1] *= 1e8
     b = A @ np.linspace(-1, 1, N) + rng.standard_normal(M)
-    monkeypatch.setattr(growth, "MOST_NEW", np.inf)
-    assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB).R)) > 1e4
-    monkeypatch.undo()
+    for limits in (("MOST_NEW", "MOST_TALLER"), ("MOST_NEW", "MOST_TALLER", "MOST_SQUARED")):
+        for limit in limits:
+            monkeypatch.setattr(growth, limit, 0.0 if limit == "MOST_SQUARED" else np.inf)
+        assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB).R)) > 1e4, limits
+        monkeypatch.undo()
     assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB).R)) < 20
 
 
@@ -237,4 +286,4 @@ def test_an_inverse_is_one():
 
 
 def test_a_workspace_has_room_for_both_ways():
-    assert sweep.workspace(40, 0, np.dtype(float), 100, None)._quotient.gram.shape == (40, 40)
+    assert sweep.workspace(40, 0, np.dtype(float), 100, None)._products.gram(np.eye(40, order="F")).shape == (40, 40)

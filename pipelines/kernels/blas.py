@@ -9,13 +9,12 @@ from scipy.linalg import blas
 from pipelines.kernels.pointers import ROUTINES, address, leading, prefix_of
 
 
-class Quotient:
-    """W ← S P in place for upper triangular P (p, p), and WᴴW: BLAS xTRMM and xSYRK or xHERK."""
+class Products:
+    """S P in place for upper triangular P (p, p), and SᴴS: BLAS xTRMM and xSYRK or xHERK."""
 
     def __init__(self, p: int, dtype: np.dtype[Any]) -> None:
         self.p, self.prefix = p, prefix_of(dtype)
-        self.gram = np.zeros((p, p), dtype, order="F")
-        """The upper triangle of the last WᴴW; zeros below."""
+        self._gram = np.zeros((p, p), dtype, order="F")
         self._rank_k = "syrk" if self.prefix == "d" else "herk"
         self._trmm, self._syrk = ROUTINES[self.prefix + "trmm"], ROUTINES[self.prefix + self._rank_k]
         letters = {letter: ctypes.c_char(letter.encode()) for letter in "RUNTC"}
@@ -26,21 +25,25 @@ class Quotient:
         self._refs = {name: ctypes.addressof(value) for name, value in (letters | self._ints).items()}
         self._numbers = ctypes.addressof(self._one), ctypes.addressof(self._zero)
 
-    def __call__(self, S: np.ndarray, P: np.ndarray) -> np.ndarray:
-        """S (rows, p) in column order becomes W; WᴴW is `gram`, which the next call overwrites."""
-        if self._trmm is None or self._syrk is None:
-            return self._through_f2py(S, P)
+    def divide(self, S: np.ndarray, P: np.ndarray) -> np.ndarray:
+        """S (rows, p) in column order, times P = R⁻¹ in place."""
+        if self._trmm is None:
+            S[...] = getattr(blas, self.prefix + "trmm")(1.0, P, S, side=1)
+            return S
+        self._ints["m"].value, self._ints["ld"].value = S.shape[0], leading(S)
+        ref, one = self._refs, self._numbers[0]
+        U, N = ref["U"], ref["N"]
+        self._trmm(ref["R"], U, N, N, ref["m"], ref["p"], one, address(P), ref["p"], address(S), ref["ld"])
+        return S
+
+    def gram(self, S: np.ndarray) -> np.ndarray:
+        """SᴴS (p, p) of S (rows, p) in column order, upper triangle and zeros below; the next call overwrites it."""
+        if self._syrk is None:
+            adjoint = 1 if self.prefix == "d" else 2
+            self._gram[...] = np.triu(getattr(blas, self.prefix + self._rank_k)(1.0, S, trans=adjoint))
+            return self._gram
         self._ints["m"].value, self._ints["ld"].value = S.shape[0], leading(S)
         ref, (one, zero) = self._refs, self._numbers
-        m, p, ld, U, N = ref["m"], ref["p"], ref["ld"], ref["U"], ref["N"]
-        self._trmm(ref["R"], U, N, N, m, p, one, address(P), p, address(S), ld)
-        adjoint = ref["T" if self.prefix == "d" else "C"]
-        self._syrk(U, adjoint, p, m, one, address(S), ld, zero, address(self.gram), p)
-        return self.gram
-
-    def _through_f2py(self, S: np.ndarray, P: np.ndarray) -> np.ndarray:
-        W = getattr(blas, self.prefix + "trmm")(1.0, P, S, side=1)
-        adjoint = 1 if self.prefix == "d" else 2
-        self.gram[...] = np.triu(getattr(blas, self.prefix + self._rank_k)(1.0, W, trans=adjoint))
-        S[...] = W
-        return self.gram
+        adjoint, p = ref["T" if self.prefix == "d" else "C"], ref["p"]
+        self._syrk(ref["U"], adjoint, p, ref["m"], one, address(S), ref["ld"], zero, address(self._gram), p)
+        return self._gram

@@ -9,6 +9,12 @@ number of A, so I + Σ WᴴW is well conditioned.  Two tests decide, and reflect
   roundoff when |R⁻¹| |R| is modest for columns scaled to norm one (Skeel's condition number), and R decides that alone.
 - Rows far larger than the earlier ones, or in new directions, have a large WᴴW.
 
+Where R is better conditioned still, the division can go: R'ᴴR' = RᴴR + Σ SᴴS, of which rounding takes u ‖aₖ‖ ‖aₗ‖
+from each entry, and u |R⁻ᴴ| ‖a‖ ‖a‖ᵀ |R⁻¹| |R| from R.  That has to be at the level of roundoff for the triangle of
+all rows, R', too.  Positive terms take nothing from the smallest singular value, so it is enough to look at R when no
+column has grown much since: ‖a'ₖ‖² ≤ (1 + τ) ‖aₖ‖² makes the condition number for scaled columns at most
+√(1 + τ) times as large, and the error 1 + τ times.
+
 Reference: preconditioned CholeskyQR as in J. E. Garrison, I. C. F. Ipsen, "A randomized preconditioned Cholesky-QR
 algorithm" (2024), arXiv:2406.11751, with earlier rows in the place of the sketch; R. D. Skeel, "Scaling for numerical
 stability in Gaussian elimination" (1979), for the condition number.
@@ -20,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import blas, lapack
 
-from pipelines.kernels.blas import Quotient
+from pipelines.kernels.blas import Products
 
 FROM_COLUMNS = 32
 """Narrower triangles gain nothing: reading and copying a slab takes as long as factoring it."""
@@ -28,8 +34,16 @@ FIRST_ROWS = 2
 """Rows, in units of p, that reflectors take before the first division: fewer would leave R nearly singular."""
 MOST_AMPLIFIED = 8.0
 """Largest amplification by |R⁻¹| |R| that counts as modest, for each column: errors of p columns partly cancel."""
-MOST_NEW, MOST_GROWN = 8.0, 64.0
-"""Largest diagonal entry of one slab's WᴴW, and of their sum before R takes it in."""
+MOST_SQUARED = 32.0
+"""The same of |R⁻ᴴ| ‖a‖ ‖a‖ᵀ |R⁻¹| |R|, which decides whether SᴴS may be summed without a division."""
+MOST_NEW = 8.0
+"""Largest diagonal entry of one slab's WᴴW."""
+MOST_GROWN = 4.0
+"""Largest diagonal entry of Σ WᴴW before R takes it in: a taller R is better conditioned, and may pass its tests."""
+MOST_TALLER = 4.0
+"""Largest growth τ of a squared column, by one slab and by all before R takes them in, where SᴴS is summed."""
+SQUARED = (1e-200, 1e200)
+"""Squared columns between which sums of squares neither overflow nor lose small entries that count."""
 
 
 @dataclass
@@ -40,16 +54,18 @@ class Growth:
     """Rows that the triangle stands for."""
     P: np.ndarray | None = None
     """R⁻¹ (p, p), while rows are being divided."""
+    squares: np.ndarray | None = None
+    """‖aₖ‖² of the rows that R stands for, (p,), while SᴴS is being summed."""
     G: np.ndarray | None = None
-    """Σ WᴴW (p, p), upper triangle."""
+    """Σ WᴴW or Σ SᴴS (p, p), upper triangle."""
     wait: int = 0
     """Slabs that reflectors take before the next attempt."""
     patience: int = 2
     """How many slabs to wait after the next failure: it doubles, so hopeless attempts cost little."""
 
     def ready(self, R: np.ndarray) -> bool:
-        """True when the next rows may be divided by R (p, p)."""
-        if self.P is not None:
+        """True when the next rows may be added to R (p, p) by products."""
+        if self.G is not None:
             return True
         if self.wait or self.rows < FIRST_ROWS * R.shape[0]:
             self.wait = max(0, self.wait - 1)
@@ -58,16 +74,25 @@ class Growth:
         if P is None:
             self.fail()
             return False
-        self.P, self.G = P, np.zeros_like(P)
+        self.G = np.zeros_like(P)
+        if summable(R, P):
+            self.squares = np.linalg.norm(R, axis=0) ** 2
+        else:
+            self.P = P
         return True
 
-    def divide(self, quotient: Quotient, S: np.ndarray) -> bool:
+    def take(self, products: Products, S: np.ndarray) -> bool:
         """Add the rows of S, unless they are too large for that; S is used up in any case."""
-        assert self.P is not None
         assert self.G is not None
-        new = quotient(S, self.P)
+        if self.squares is not None:
+            new = products.gram(S)
+            most = MOST_TALLER * self.squares
+        else:
+            assert self.P is not None
+            new = products.gram(products.divide(S, self.P))
+            most = np.full(len(new), MOST_NEW)
         # A NaN fails the comparison, too: then reflectors carry it on, to be seen and reported.
-        if not new.diagonal().real.max() <= MOST_NEW:
+        if not (new.diagonal().real <= most).all():
             return False
         self.G += new
         self.rows += S.shape[0]
@@ -76,24 +101,34 @@ class Growth:
     @property
     def grown(self) -> bool:
         """True when R should take in what has been added."""
-        return self.G is not None and float(self.G.diagonal().real.max()) > MOST_GROWN
+        assert self.G is not None
+        most = MOST_GROWN if self.squares is None else MOST_TALLER * self.squares
+        return bool((self.G.diagonal().real > most).any())
 
     def settle(self, R: np.ndarray) -> None:
         """Bring R up to date, in place."""
         if self.G is None:
             return
-        p = R.shape[0]
         if self.G.any():
-            self.G[np.diag_indices(p)] += 1
-            potrf, trmm = (lapack.zpotrf, blas.ztrmm) if np.iscomplexobj(R) else (lapack.dpotrf, blas.dtrmm)
-            U, info = potrf(self.G, lower=0, clean=1)
-            assert info == 0, "I + WᴴW with WᴴW of modest size is positive definite"
-            R[...] = trmm(1.0, U, np.triu(R))
-        self.P = self.G = None
+            trmm = blas.ztrmm if np.iscomplexobj(R) else blas.dtrmm
+            R_then = np.triu(R)
+            if self.squares is None:
+                self.G[np.diag_indices(len(R))] += 1
+                R[...] = trmm(1.0, cholesky(self.G), R_then)
+            else:
+                R[...] = cholesky(self.G + trmm(1.0, R_then, R_then, trans_a=2))
+        self.P = self.G = self.squares = None
 
     def fail(self) -> None:
         """Leave the next few slabs to reflectors."""
         self.wait, self.patience = self.patience, 2 * self.patience
+
+
+def cholesky(G: np.ndarray) -> np.ndarray:
+    """U (p, p) of G = UᴴU, which is well conditioned and of which the upper triangle counts."""
+    U, info = (lapack.zpotrf if np.iscomplexobj(G) else lapack.dpotrf)(G, lower=0, clean=1)
+    assert info == 0, "a sum of positive definite and well conditioned terms is positive definite"
+    return np.asarray(U)
 
 
 def inverse(R: np.ndarray) -> np.ndarray | None:
@@ -104,6 +139,14 @@ def inverse(R: np.ndarray) -> np.ndarray | None:
     trtri: Any = lapack.ztrtri if np.iscomplexobj(R) else lapack.dtrtri
     P, info = trtri(np.asfortranarray(R), lower=0)
     return P if info == 0 and amplification(R, P) <= MOST_AMPLIFIED * R.shape[0] else None
+
+
+def summable(R: np.ndarray, P: np.ndarray) -> bool:
+    """True when errors of u ‖aₖ‖ ‖aₗ‖ in RᴴR are at the level of roundoff in R, and none of its squares overflows."""
+    norms = np.linalg.norm(R, axis=0)
+    if not (SQUARED[0] < (norms**2).min() and (norms**2).max() < SQUARED[1]):
+        return False
+    return float(np.linalg.norm(norms @ np.abs(P))) * amplification(R, P) <= MOST_SQUARED * R.shape[0]
 
 
 def amplification(R: np.ndarray, P: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.kernels.blas import Quotient
+from pipelines.kernels.blas import Products
 from pipelines.kernels.growth import Growth
 from pipelines.kernels.lapack import Tpmqrt, Tpqrt
 
@@ -71,7 +71,7 @@ class Sweep:
         self._S = np.empty((rows + 8, p + t), dtype, order="F")
         self._qr = Tpqrt(p, block or block_width(p), dtype)
         self._apply = Tpmqrt(self._qr, t)
-        self._quotient = Quotient(p, dtype)
+        self._products = Products(p, dtype)
 
     def buffer(self, rows: int) -> np.ndarray:
         """Room for a slab (rows, p + t) in column order, to be filled and then absorbed."""
@@ -83,7 +83,7 @@ class Sweep:
         fill(S)
         if growth is not None:
             if growth.ready(triangle.R):
-                if growth.divide(self._quotient, S):
+                if growth.take(self._products, S):
                     if growth.grown:
                         growth.settle(triangle.R)
                     return
