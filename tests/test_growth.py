@@ -18,11 +18,11 @@ M, N, SLAB = 8000, 60, 400
 RESIDUALS = (1.0, 1e-6, 1e-14)
 
 
-def grown(A, rows, *, settle=True):
+def grown(A, rows, *, settle=True, rhs=0):
     """The triangle of A, by products where they are safe."""
     p = A.shape[1]
     work, triangle = Sweep(p, 0, A.dtype, rows), Triangle.empty(p, 0, A.dtype)
-    triangle.growth = Growth()
+    triangle.growth = Growth(rhs)
     for start in range(0, len(A), rows):
         slab = Slab(A[start : start + rows], None, None, start)
         work.add(triangle, len(slab.a), slab.fill)
@@ -102,7 +102,7 @@ def test_the_backward_error_is_that_of_reflectors(name, residual):
     fit, noise = A @ rng.standard_normal(A.shape[1]), rng.standard_normal(M)
     b = fit + residual * noise * np.linalg.norm(fit) / np.linalg.norm(noise)
     augmented = np.c_[A, b]
-    ours = backward_error(A, b, np.triu(grown(augmented, SLAB).R))
+    ours = backward_error(A, b, np.triu(grown(augmented, SLAB, rhs=1).R))
     theirs = backward_error(A, b, np.triu(reflected(augmented, SLAB).R))
     assert ours <= 4 * theirs + 4
 
@@ -163,6 +163,18 @@ def test_only_well_conditioned_rows_are_summed_without_a_division(ways, conditio
     assert len(ways) == 9
 
 
+@pytest.mark.parametrize(("noise", "way"), [(1e-2, "summed"), (1e-5, "divided")])
+def test_right_hand_sides_that_fit_well_are_summed_while_their_residual_keeps_its_digits(ways, noise, way):
+    rng = np.random.default_rng(17)
+    A = rng.standard_normal((M, N))
+    x, r = rng.standard_normal(N) / N**0.5, noise * rng.standard_normal(M)
+    R = np.triu(grown(np.c_[A, A @ x + r], SLAB, rhs=1).R)
+    assert set(ways) == {way}
+    exact = np.linalg.norm(r - A @ np.linalg.lstsq(A, r)[0])
+    assert abs(R[N, N]) == pytest.approx(exact, rel=1e-9)
+    np.testing.assert_allclose(np.linalg.solve(R[:N, :N], R[:N, N]), x + np.linalg.lstsq(A, r)[0], atol=1e-14)
+
+
 def test_what_was_divided_at_first_is_summed_when_a_taller_triangle_allows_it(ways, monkeypatch):
     A = np.random.default_rng(13).standard_normal((M, N))
     monkeypatch.setattr(growth, "MOST_SQUARED", 4.0)
@@ -176,9 +188,10 @@ def test_sums_would_lose_digits_of_an_ill_conditioned_matrix(monkeypatch):
     rng = np.random.default_rng(16)
     A = with_singular_values(rng, np.geomspace(1, 1e-3, N))
     b = A @ rng.standard_normal(N) + 1e-5 * rng.standard_normal(M)
-    assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB).R)) < 4
+    assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB, rhs=1).R)) < 4
     monkeypatch.setattr(growth, "MOST_SQUARED", np.inf)
-    assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB).R)) > 12
+    monkeypatch.setattr(growth, "MOST_FITTED", np.inf)
+    assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB, rhs=1).R)) > 12
 
 
 @pytest.mark.parametrize("scale", [1e-120, 1e120, 1e-30])
@@ -205,9 +218,9 @@ def test_products_would_lose_digits_with_heavy_rows(monkeypatch):
     for limits in (("MOST_NEW", "MOST_TALLER"), ("MOST_NEW", "MOST_TALLER", "MOST_SQUARED")):
         for limit in limits:
             monkeypatch.setattr(growth, limit, 0.0 if limit == "MOST_SQUARED" else np.inf)
-        assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB).R)) > 1e4, limits
+        assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB, rhs=1).R)) > 1e4, limits
         monkeypatch.undo()
-    assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB).R)) < 20
+    assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB, rhs=1).R)) < 20
 
 
 def test_the_wait_after_a_failure_doubles(by_reflectors):

@@ -13,7 +13,8 @@ Where R is better conditioned still, the division can go: R'ᴴR' = RᴴR + Σ S
 from each entry, and u |R⁻ᴴ| ‖a‖ ‖a‖ᵀ |R⁻¹| |R| from R.  That has to be at the level of roundoff for the triangle of
 all rows, R', too.  Positive terms take nothing from the smallest singular value, so it is enough to look at R when no
 column has grown much since: ‖a'ₖ‖² ≤ (1 + τ) ‖aₖ‖² makes the condition number for scaled columns at most
-√(1 + τ) times as large, and the error 1 + τ times.
+√(1 + τ) times as large, and the error 1 + τ times.  Right-hand sides b in the last columns, R = [R₁₁ c; 0 ρ], may fit
+A well: c takes an error of u |R₁₁⁻ᴴ| ‖a‖ ‖b‖ from that, and only ρ one that grows with (‖b‖ / ρ)².
 
 Reference: preconditioned CholeskyQR as in J. E. Garrison, I. C. F. Ipsen, "A randomized preconditioned Cholesky-QR
 algorithm" (2024), arXiv:2406.11751, with earlier rows in the place of the sketch; R. D. Skeel, "Scaling for numerical
@@ -36,6 +37,8 @@ MOST_AMPLIFIED = 8.0
 """Largest amplification by |R⁻¹| |R| that counts as modest, for each column: errors of p columns partly cancel."""
 MOST_SQUARED = 32.0
 """The same of |R⁻ᴴ| ‖a‖ ‖a‖ᵀ |R⁻¹| |R|, which decides whether SᴴS may be summed without a division."""
+MOST_FITTED = 1e3
+"""Largest ‖b‖ / ρ where SᴴS is summed: ρ² keeps nine digits, and only the norm of an unverified residual needs it."""
 MOST_NEW = 8.0
 """Largest diagonal entry of one slab's WᴴW."""
 MOST_GROWN = 4.0
@@ -50,6 +53,8 @@ SQUARED = (1e-200, 1e200)
 class Growth:
     """What has been added to a triangle since R was last brought up to date; all that decides lies in here."""
 
+    rhs: int = 0
+    """How many of the last columns are right-hand sides."""
     rows: int = 0
     """Rows that the triangle stands for."""
     P: np.ndarray | None = None
@@ -75,7 +80,7 @@ class Growth:
             self.fail()
             return False
         self.G = np.zeros_like(P)
-        if summable(R, P):
+        if summable(R, P, self.rhs):
             self.squares = np.linalg.norm(R, axis=0) ** 2
         else:
             self.P = P
@@ -141,12 +146,15 @@ def inverse(R: np.ndarray) -> np.ndarray | None:
     return P if info == 0 and amplification(R, P) <= MOST_AMPLIFIED * R.shape[0] else None
 
 
-def summable(R: np.ndarray, P: np.ndarray) -> bool:
+def summable(R: np.ndarray, P: np.ndarray, rhs: int = 0) -> bool:
     """True when errors of u ‖aₖ‖ ‖aₗ‖ in RᴴR are at the level of roundoff in R, and none of its squares overflows."""
-    norms = np.linalg.norm(R, axis=0)
+    norms, n = np.linalg.norm(R, axis=0), R.shape[0] - rhs
     if not (SQUARED[0] < (norms**2).min() and (norms**2).max() < SQUARED[1]):
         return False
-    return float(np.linalg.norm(norms @ np.abs(P))) * amplification(R, P) <= MOST_SQUARED * R.shape[0]
+    if not (norms[n:] <= MOST_FITTED * np.abs(R.diagonal()[n:])).all():
+        return False
+    R, P = R[:n, :n], P[:n, :n]
+    return float(np.linalg.norm(norms[:n] @ np.abs(P))) * amplification(R, P) <= MOST_SQUARED * n
 
 
 def amplification(R: np.ndarray, P: np.ndarray) -> float:

@@ -80,9 +80,18 @@ class Solution:
 
 def factor_pass(layout: Layout) -> Factor:
     """The pass that factors, with the sizes of the layout."""
-    dtype = layout.shape.dtype
+    shape = layout.shape
+    rhs = 0 if shape.wide or layout.t else shape.k
     return Factor(
-        layout.p, layout.t, dtype, layout.slab_rows, layout.group, layout.fan_in, layout.block, layout.products
+        layout.p,
+        layout.t,
+        shape.dtype,
+        layout.slab_rows,
+        layout.group,
+        layout.fan_in,
+        layout.block,
+        layout.products,
+        rhs,
     )
 
 

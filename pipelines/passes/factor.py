@@ -31,13 +31,15 @@ class Factor:
     block: int | None = None
     products: bool = True
     """False for reflectors only, True for products where they are safe: see kernels/growth.py."""
+    rhs: int = 0
+    """How many of the p columns, the last ones, are right-hand sides."""
     name: str = "factor"
     over: Basis | None = None
     """A basis that the rows are taken to first: the factor of A R⁻¹ says how far that is from orthonormal."""
 
     def start(self) -> Triangle:
         state = Triangle.empty(self.p, self.t, self.dtype)
-        state.growth = Growth() if self.products and self.t == 0 and self.p >= FROM_COLUMNS else None
+        state.growth = Growth(self.rhs) if self.products and self.t == 0 and self.p >= FROM_COLUMNS else None
         return state
 
     def absorb(self, state: Triangle, slab: Slab) -> Triangle:
