@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipelines.jobs import SVD as SVD
     from pipelines.jobs import ArraySource as ArraySource
     from pipelines.jobs import LeastSquares as LeastSquares
+    from pipelines.jobs import LowRank as LowRank
     from pipelines.jobs import Pseudoinverse as Pseudoinverse
     from pipelines.load import load_job as load_job
     from pipelines.plan import make_plan as make_plan
@@ -33,6 +34,7 @@ _HOMES = {
     "ArraySource": "pipelines.jobs",
     "Certificate": "pipelines.certify",
     "LeastSquares": "pipelines.jobs",
+    "LowRank": "pipelines.jobs",
     "Result": "pipelines.result",
     "load_job": "pipelines.load",
     "make_plan": "pipelines.plan",
@@ -47,6 +49,7 @@ __all__ = [
     "ArraySource",
     "Certificate",
     "LeastSquares",
+    "LowRank",
     "Pseudoinverse",
     "Result",
     "load_job",

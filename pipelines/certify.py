@@ -97,9 +97,16 @@ class FactorCertificate(Stated):
     reconstruction_error: float | None = None
     """‖A − QR‖ / ‖A‖, or ‖A − U S Vᴴ‖ / ‖A‖."""
     best_error: float | None = None
-    """The least that any matrix of this rank can reach: √(Σ of the squares of the values left out) / ‖A‖."""
+    """The least that any matrix of this rank can reach: √(Σ of the squares of the values left out) / ‖A‖; estimated
+    from the residuals by a randomized method."""
     penrose: dict[str, float] | None = None
     """AXA = A and XAX = X relative to ‖A‖ and ‖X‖; AX and XA Hermitian, as norms of their skew parts."""
+    method: str = "tsqr"
+    """What found the spectrum."""
+    found: int | None = None
+    """How many of the singular values a randomized method looked at; None when all were computed."""
+    values_error: float | None = None
+    """Of a randomized method: each value lies within this, of the largest, from a singular value of A."""
     ridge_error: float | None = None
     """‖XA − (AᴴA + λI)⁻¹AᴴA‖ for a ridge, in place of Penrose's conditions."""
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import dask.threaded
@@ -105,7 +105,21 @@ def do_span(step: Pass[Any], system: System, span: Span, parts: Sequence[Any], r
     }
     system = replace(system, **found)
     tell = _teller(run)
-    return walk(step, system, span, lambda rows: tell(span.number, rows))
+    return walk(settled(step), system, span, lambda rows: tell(span.number, rows))
+
+
+def settled(step: Any) -> Any:
+    """The same with its arrays as they are after a journey, contiguous, and at addresses that BLAS takes.
+
+    NumPy multiplies others by itself, or copies them to another order first, and the bits would depend on who ran it.
+    """
+    if isinstance(step, np.ndarray):
+        return step if step.flags.aligned and step.flags.forc else step.copy("A")
+    if not is_dataclass(step) or isinstance(step, type):
+        return step
+    held = {one.name: getattr(step, one.name) for one in fields(step) if one.init}
+    changed = {name: new for name, old in held.items() if (new := settled(old)) is not old}
+    return replace(step, **changed) if changed else step
 
 
 def _two_dimensional(part: Any) -> np.ndarray:

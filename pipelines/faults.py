@@ -34,16 +34,26 @@ _NEEDED = {
 }
 
 
+LEFT_OUT = "left_out"
+"""A field that the file does not give, and whose default does not go with the others."""
+
+
+def _left_out(value: Any, fault: Mapping[str, Any]) -> bool:
+    return fault["type"] == "needed" and len(fault["loc"]) == 1 and fault["loc"][0] not in value
+
+
 def describe_faults(error: ValidationError, document: Document, model: type[BaseModel]) -> list[str]:
     """One line for each place that is wrong, in the order of the fields."""
     grouped: dict[Place, list[Mapping[str, Any]]] = {}
     for fault in error.errors(include_url=False):
+        if _left_out(document.value, fault):
+            fault["type"] = LEFT_OUT
         grouped.setdefault(_place_in(document.value, fault), []).append(fault)
     return [_letter(place, faults, document, model) for place, faults in grouped.items()]
 
 
 def _letter(place: Place, faults: list[Mapping[str, Any]], document: Document, model: type[BaseModel]) -> str:
-    where = document.where(place if faults[0]["type"] != "missing" else place[:-1])
+    where = document.where(place if faults[0]["type"] not in ("missing", LEFT_OUT) else place[:-1])
     return f"{where}: {dotted(place)}: {_what_is_wrong(place, faults, document, model)}"
 
 
@@ -54,6 +64,8 @@ def _what_is_wrong(place: Place, faults: list[Mapping[str, Any]], document: Docu
         return f"there is no such field. {nearest(str(place[-1]), names)}"
     if first["type"] == "missing":
         return missing(str(place[-1]), models_at(model, place[:-1]))
+    if first["type"] == LEFT_OUT:
+        return f"is missing; needed {_either([str(fault['msg']) for fault in faults])}"
     names = [name for fault in faults for name in _choices(fault)]
     needs = names + [_need(fault) for fault in faults if not _choices(fault)]
     found = value_at(document.value, place)
@@ -106,7 +118,7 @@ def _place_in(value: Any, fault: Mapping[str, Any]) -> Place:
         if held or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
             place.append(part)
             value = value[part]
-    if fault["type"] == "missing":
+    if fault["type"] in ("missing", LEFT_OUT):
         place.append(fault["loc"][-1])
     tag = fault.get("ctx", {}).get("tag")
     if tag is not None and isinstance(value, Mapping):

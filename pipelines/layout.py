@@ -19,6 +19,8 @@ SMALL_BLOCK_BYTES = 2 * 2**20
 """One read of plain files: what was read still lies in the cache when it is factored."""
 MOST_BLOCK_BYTES = 256 * 2**20
 """Above this a row of chunks is not read at once, but decoded again for each part of it."""
+PRODUCT_BYTES, FEW_PRODUCT_ROWS = 2 * 2**20, 128
+"""A slab that is multiplied twice, by a basis and by its own product, stays in a cache; but products want rows."""
 MOST_SPANS = 4096
 """Two passes and their merges stay under 10,000 tasks."""
 FEW_SPANS = 32
@@ -69,7 +71,7 @@ class Layout:
 
     shape: Shape
     p: int
-    """Pivot columns of the factor: n, or n + k when the right-hand sides are factored along."""
+    """Pivot columns of the factor: n, or n + k when the right-hand sides are factored along; or those of a basis."""
     t: int
     """Trailing columns that reflectors are only applied to."""
     block: int
@@ -117,11 +119,19 @@ def lay_out(
     slab_bytes: int | None,
     span_seconds: float,
     writes: bool = False,
+    basis: int | None = None,
 ) -> Layout:
-    """The cut of a matrix; None lets measurement decide.  When rows are written, spans hold whole chunks of them."""
-    p, t = split_columns(shape)
+    """The cut of a matrix; None lets measurement decide.  When rows are written, spans hold whole chunks of them.
+
+    With a basis of so many columns, rows are multiplied by it and factored afterwards.
+    """
+    p, t = split_columns(shape) if basis is None else (basis, 0)
     width = block or sweep.block_width(p)
     slab = sweep.slab_rows(p, t, shape.dtype.itemsize, slab_bytes or sweep.CACHE_BYTES)
+    flops = factor_flops(shape.rows, p, t)
+    if basis is not None:
+        slab = min(slab, max(FEW_PRODUCT_ROWS, PRODUCT_BYTES // max(1, shape.columns * shape.dtype.itemsize)))
+        flops = 2.0 * shape.rows * shape.columns * basis
     group = max(64, 64 * p // slab)
     block_rows = _block_rows(shape, slab)
     out_rows = _out_rows(shape) if writes else 0
@@ -129,7 +139,7 @@ def lay_out(
     unit = max(out_rows, block_rows) if shape.partial else max(shape.unit, 1)
     if out_rows:
         unit = -(-unit // out_rows) * out_rows
-    span_rows = _span_rows(shape, unit, factor_flops(shape.rows, p, t), span_seconds)
+    span_rows = _span_rows(shape, unit, flops, span_seconds)
     fan_in = 8 if p <= 512 else 2
     return Layout(shape, p, t, width, products, slab, group, fan_in, block_rows, span_rows, out_rows)
 

@@ -163,6 +163,8 @@ class Slab:
 
     def _as(self, part: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         part = part.astype(dtype, copy=False)
+        # What a codec or the network leaves at an odd address NumPy multiplies by itself, and rounds otherwise.
+        part = part if part.flags.aligned else part.copy()
         return part if self.w is None else part * self.w[:, None]
 
 

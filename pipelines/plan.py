@@ -105,14 +105,17 @@ def this_machine() -> Resources:
 
 def layout_of(job: Job, inputs: Inputs) -> Layout:
     """The cut that the job's method asks for."""
-    options = job.method if isinstance(job.method, Tsqr) else Tsqr()
+    kind = kind_of(job)
+    chosen = kind.method(job, inputs.shape)
+    options = chosen if isinstance(chosen, Tsqr) else Tsqr()
     layout = lay_out(
         inputs.shape,
         block=None if options.block == "auto" else options.block,
         products=options.products,
         slab_bytes=None if options.slab_bytes == "auto" else options.slab_bytes,
-        span_seconds=options.span_seconds,
-        writes=kind_of(job).writes(job, wide=inputs.shape.wide),
+        span_seconds=chosen.span_seconds,
+        writes=kind.writes(job, wide=inputs.shape.wide),
+        basis=kind.basis_of(job, inputs.shape),
     )
     if not inputs.given:
         return layout
@@ -129,8 +132,8 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
     info = inputs.infos.get("matrix")
     plan = Plan(
         kind=job.kind,
-        method="tsqr",
-        reason=_reason(kind.reason(job), layout),
+        method=kind.method(job, shape).name,
+        reason=_reason(kind.reason(job, layout), layout),
         shape=(m, n) if inputs.b is None else (m, n, shape.k),
         dtype=str(inputs.A.dtype),
         orientation="wide" if shape.wide else "tall",
@@ -175,7 +178,7 @@ def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates) -> Pas
 
 
 def _small_seconds(layout: Layout, verify: bool) -> float:
-    n = layout.shape.columns
+    n = min(layout.shape.columns, layout.p)
     return LARGEST_SVD * n**3 * (2 if n <= 512 else 0.1) + (1e-10 * n**3 if verify else 0)
 
 

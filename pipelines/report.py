@@ -114,6 +114,7 @@ def _findings(certificate: Mapping[str, Any]) -> list[tuple[str, str | None]]:
         ("backward error", _measured(certificate, "backward_error")),
         ("reconstruction", _relative(certificate, "reconstruction_error", "‖A‖")),
         ("best possible", _relative(certificate, "best_error", "‖A‖")),
+        ("error of values", _relative(certificate, "values_error", "the largest")),
         ("orthogonality", _number(certificate.get("orthogonality"))),
         ("Penrose", _penrose(certificate.get("penrose") or {})),
         ("ridge error", _number(certificate.get("ridge_error"))),
@@ -134,6 +135,8 @@ def _rank(certificate: Mapping[str, Any]) -> str | None:
     tolerance = f"; rtol {_number(certificate['rtol'])}" if certificate.get("rtol") is not None else ""
     why = ": ".join(str(part) for part in (rule, reason) if part)
     of = f" of {n:,}" if n is not None else ""
+    if (found := certificate.get("found")) is not None:
+        return f"{rank:,} at least, among {found:,} values that were looked at; {tolerance[2:]}"
     return f"{rank:,}{of}{full}{tolerance}" + (f" ({why})" if why else "")
 
 
@@ -220,7 +223,7 @@ def _preview(summary: Mapping[str, Any], name: str) -> str | None:
 
 _FIRST = {"x": "x", "s": "s", "ratio": "variance"}
 """What a summary shows the first numbers of, and what it calls them."""
-_MAIN = {"pca": '["components"]', "qr": '["R"]', "svd": '["s"]', "pseudoinverse": '["pinv"]'}
+_MAIN = {"pca": '["components"]', "qr": '["R"]', "svd": '["s"]', "pseudoinverse": '["pinv"]', "low_rank": '["L"]'}
 """What people want first of a result, by kind of job; of least squares it is x."""
 
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import Crc32cCodec
 
 from pipelines import QR, SVD, Pseudoinverse, make_plan, open_result, run
 from pipelines.errors import BadData, PlanRefused
 from pipelines.kernels.gaussian import gaussian
 from pipelines.plan import Resources
+from workers.clusters import Local, open_cluster
 
 EPS = np.finfo(np.float64).eps / 2
 CONDITIONS = (1e0, 1e2, 1e6, 1e10, 1e14)
@@ -298,15 +300,20 @@ def test_a_wide_matrix_is_written_by_its_columns(save, tmp_path, kind, rng):
 
 
 @pytest.mark.parametrize("kind", JOBS)
-def test_any_number_of_threads_gives_the_same_bits(save, tmp_path, kind, rng):
-    matrix = save("A", randsvd(rng, 5000, 12, 1e6), (500, 12))
+def test_any_number_of_threads_and_workers_gives_the_same_bits(save, tmp_path, kind, rng):
+    matrix = save("A", randsvd(rng, 5000, 12, 1e6), (100, 12), compressors=[Crc32cCodec()])
     make, name = JOBS[kind]
-    found = []
-    for threads in (1, 2, 8):
-        job = make(matrix=matrix, output=f"{tmp_path}/{threads}", method={"name": "tsqr", "span_seconds": 1e-4})
-        run(job, resources=Resources(1, threads, 2**32))
-        found.append(open_result(f"{tmp_path}/{threads}")[name].tobytes())
-    assert found[0] == found[1] == found[2]
+
+    def found(output, *where, **resources):
+        method = {"name": "tsqr", "span_seconds": 1e-6}
+        result = run(make(matrix=matrix, output=f"{tmp_path}/{output}", method=method), *where, **resources)
+        assert result.summary["plan"]["spans"] == 50
+        return open_result(f"{tmp_path}/{output}")[name].tobytes(), result.summary["certificate"]
+
+    bits = [found(threads, resources=Resources(1, threads, 2**32)) for threads in (1, 2, 8)]
+    with open_cluster(Local(processes=2, threads=1, memory="400 MiB")) as client:
+        bits += [found("cluster", client), found("again", client)]
+    assert all(one == bits[0] for one in bits)
 
 
 @pytest.mark.parametrize("kind", JOBS)

@@ -1,6 +1,7 @@
 """The same bits wherever a job runs: threads, processes, the order of tasks, workers that die on the way."""
 
 import os
+import pickle
 import random
 import signal
 import time
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from zarr.codecs import Crc32cCodec
 
-from pipelines import LeastSquares, engine, inputs, run
+from pipelines import LeastSquares, engine, inputs, matrix, run
+from pipelines.kernels.basis import Basis
+from pipelines.passes.project import Project
 from pipelines.plan import Resources
 from pipelines.progress import PassStarted
 from workers.clusters import Local, open_cluster
@@ -121,3 +124,31 @@ def test_a_worker_killed_in_the_middle_of_a_pass_changes_no_bit(tmp_path, monkey
 
 def test_the_same_job_run_twice_gives_the_same_bits(jobs, expected):
     assert [bits(run(job)) for job in jobs] == expected
+
+
+def at_an_odd_address(array):
+    """The same numbers where a network frame may leave them."""
+    moved = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    moved[...] = array
+    assert not moved.flags.aligned
+    return moved
+
+
+def test_addresses_do_not_decide_the_bits():
+    rng = np.random.default_rng(5)
+    a, W = rng.standard_normal((100, 40)), rng.standard_normal((40, 8))
+    step = Project(
+        Basis(W=at_an_odd_address(W)), None, at_an_odd_address(W.T), np.dtype(float), np.dtype(float), 99, None
+    )
+    here = engine.settled(step)
+    assert here.basis.W.flags.aligned
+    assert here.F.flags.aligned
+    assert here.slab_rows == 99
+    assert engine.settled(here) is here
+    assert matrix.Slab(at_an_odd_address(a), None, None, 0).values(np.dtype(float))[0].flags.aligned
+
+
+def test_a_view_is_taken_as_it_would_arrive_at_a_worker():
+    W = np.random.default_rng(6).standard_normal((40, 16))[:, ::2]
+    assert engine.settled(W).tobytes() == pickle.loads(pickle.dumps(W)).tobytes()
+    assert engine.settled(W).strides == pickle.loads(pickle.dumps(W)).strides

@@ -12,19 +12,27 @@ if TYPE_CHECKING:
     from pipelines.fields import Model
     from pipelines.jobs.base import ArraySource
     from pipelines.jobs.least_squares import LeastSquares, Require
+    from pipelines.jobs.low_rank import LowRank
     from pipelines.jobs.pca import PCA
     from pipelines.jobs.pseudoinverse import Pseudoinverse
     from pipelines.jobs.qr import QR
     from pipelines.jobs.svd import SVD
 
-    Job = Annotated[LeastSquares | QR | SVD | PCA | Pseudoinverse, Discriminator("kind")]
+    Job = Annotated[LeastSquares | QR | SVD | PCA | Pseudoinverse | LowRank, Discriminator("kind")]
     """Every kind of job, told apart by `kind`."""
 
-KINDS = {"least_squares": "LeastSquares", "qr": "QR", "svd": "SVD", "pca": "PCA", "pseudoinverse": "Pseudoinverse"}
+KINDS = {
+    "least_squares": "LeastSquares",
+    "qr": "QR",
+    "svd": "SVD",
+    "pca": "PCA",
+    "pseudoinverse": "Pseudoinverse",
+    "low_rank": "LowRank",
+}
 """The class of each kind, which lies in the module of the kind's name."""
 _HOMES = {name: kind for kind, name in KINDS.items()} | {"ArraySource": "base", "Require": "least_squares"}
 
-__all__ = ["PCA", "QR", "SVD", "ArraySource", "Job", "LeastSquares", "Pseudoinverse", "Require"]
+__all__ = ["PCA", "QR", "SVD", "ArraySource", "Job", "LeastSquares", "LowRank", "Pseudoinverse", "Require"]
 
 
 def job_model(kind: str) -> "type[Model]":

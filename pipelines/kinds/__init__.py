@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from pipelines.kinds import least_squares, pca, pseudoinverse, qr, svd
+from pipelines.kinds import least_squares, low_rank, pca, pseudoinverse, qr, svd
 from pipelines.kinds.base import Kind
 
 KINDS: dict[str, Kind] = {
     "least_squares": least_squares,
+    "low_rank": low_rank,
     "pca": pca,
     "pseudoinverse": pseudoinverse,
     "qr": qr,

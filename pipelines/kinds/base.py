@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipelines.inputs import Inputs
-from pipelines.layout import Layout
+from pipelines.layout import Layout, Shape
 from pipelines.matrix import Source, System
+from pipelines.methods.options import Tsqr
 from pipelines.methods.problem import Runs
 from pipelines.storage import Staging
 
@@ -75,6 +76,12 @@ class Kind(Protocol):
     def writes(self, job: Any, *, wide: bool) -> bool:
         """True when rows are written as they are read."""
 
+    def method(self, job: Any, shape: Shape) -> Any:
+        """The method that will be used, with its options."""
+
+    def basis_of(self, job: Any, shape: Shape) -> int | None:
+        """Columns of the basis that a randomized method takes the rows to; None when R itself is computed."""
+
     def steps(self, job: Any, layout: Layout) -> list[Step]:
         """The reads that are certain, with their flops.
 
@@ -88,11 +95,20 @@ class Kind(Protocol):
     def buffer_bytes(self, layout: Layout) -> int:
         """What a thread of a worker holds beyond the factor and its blocks."""
 
-    def reason(self, job: Any) -> str:
+    def reason(self, job: Any, layout: Layout) -> str:
         """Why it is done like this, for the plan."""
 
     def solve(self, work: Work) -> Outcome:
         """Read, compute, certify; write what is large."""
+
+
+def exact_method(job: Any, shape: Shape) -> Tsqr:  # noqa: ARG001  # others look at it
+    """TSQR with the job's options, for the kinds that have no other method."""
+    return job.method if isinstance(job.method, Tsqr) else Tsqr()
+
+
+def no_basis(job: Any, shape: Shape) -> None:  # as above
+    """None: R itself is computed."""
 
 
 def answer_dtype(job: Any, layout: Layout) -> np.dtype[Any]:

@@ -41,8 +41,8 @@ def certificate_of(work: Work, decision: Decision, tally: Tally) -> FactorCertif
 def shortfalls_of(c: FactorCertificate, require: RequireFactors) -> list[str]:
     """What the job file requires and the certificate does not reach, one sentence each."""
     found = []
-    for name in ("condition_number", "orthogonality", "reconstruction_error", "penrose"):
-        most, value = getattr(require, name, None), getattr(c, name)
+    for name in ("condition_number", "orthogonality", "reconstruction_error", "values_error", "penrose"):
+        most, value = getattr(require, name, None), getattr(c, name, None)
         if name == "penrose" and value is not None:
             value = max(value.values())
         if most is not None and not (value is not None and value <= most):

@@ -8,7 +8,7 @@ import numpy as np
 from pipelines.certify import certify, shortfalls
 from pipelines.inputs import Inputs
 from pipelines.jobs import LeastSquares
-from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, positive_diagonal
+from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis, positive_diagonal
 from pipelines.layout import Layout, factor_flops
 from pipelines.methods import tsqr
 from pipelines.methods.options import Tsqr
@@ -17,6 +17,9 @@ from pipelines.storage import Staging
 
 PREVIEW = 8
 """Entries of x that the summary shows."""
+
+
+method, basis_of = exact_method, no_basis
 
 
 def writes(_job: LeastSquares, *, wide: bool) -> bool:  # noqa: ARG001  # a wide x is written by spans, not chunks
@@ -53,7 +56,7 @@ def buffer_bytes(layout: Layout) -> int:
     return 4 * layout.block_rows * (layout.shape.k + 1) * layout.shape.dtype.itemsize
 
 
-def reason(job: LeastSquares) -> str:
+def reason(job: LeastSquares, layout: Layout) -> str:  # noqa: ARG001  # the same whatever the shape
     """Why this method."""
     if isinstance(job.method, Tsqr):
         return "asked for by the job file"

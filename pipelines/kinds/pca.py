@@ -8,7 +8,7 @@ from pipelines.certify import FactorCertificate
 from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import PCA
 from pipelines.kernels.basis import Basis
-from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
+from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
 from pipelines.kinds.factors import certificate_of, in_memory, shortfalls_of, target_of, tolerance_of, written_bytes
 from pipelines.layout import Layout, factor_flops
 from pipelines.matrix import Centring, System, Tally
@@ -20,6 +20,9 @@ from pipelines.small.rank import cut
 
 GUESSED_FROM = 1000
 """Rows whose means are taken off before anything is added up."""
+
+
+method, basis_of = exact_method, no_basis
 
 
 def writes(job: PCA, *, wide: bool) -> bool:  # noqa: ARG001  # a wide matrix is refused
@@ -63,7 +66,7 @@ def buffer_bytes(layout: Layout) -> int:
     return (4 * layout.out_rows + 2 * layout.block_rows) * (shape.columns + 1) * shape.dtype.itemsize
 
 
-def reason(job: PCA) -> str:
+def reason(job: PCA, layout: Layout) -> str:  # noqa: ARG001  # the same whatever the shape
     """Why this method."""
     what = "the correlation" if job.scale else "the covariance"
     return f"exact through TSQR of [1 A]: components of {what} matrix without forming it or a copy of A"

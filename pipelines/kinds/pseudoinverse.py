@@ -8,7 +8,7 @@ from pipelines.certify import FactorCertificate
 from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import Pseudoinverse
 from pipelines.kernels.basis import Basis
-from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
+from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
 from pipelines.kinds.factors import (
     certificate_of,
     needs_tall_for_nan,
@@ -45,6 +45,9 @@ class Recipe:
     """What X A has to be, (n, n)."""
     R: np.ndarray
     """The R-factor of what X inverts: A, or A without what was cut off."""
+
+
+method, basis_of = exact_method, no_basis
 
 
 def writes(_job: Pseudoinverse, *, wide: bool) -> bool:  # noqa: ARG001  # both ways X is written as it is made
@@ -85,7 +88,7 @@ def buffer_bytes(layout: Layout) -> int:
     return (6 * layout.out_rows + 4 * layout.slab_rows) * layout.shape.columns * layout.shape.dtype.itemsize
 
 
-def reason(job: Pseudoinverse) -> str:
+def reason(job: Pseudoinverse, layout: Layout) -> str:  # noqa: ARG001  # the same whatever the shape
     """Why this method."""
     cut_off = f", cut to rank {job.rank:,}" if job.rank is not None else ""
     return f"from an orthonormal Q, which keeps all four Penrose conditions at any condition number{cut_off}"

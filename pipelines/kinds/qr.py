@@ -8,7 +8,7 @@ from pipelines.certify import FactorCertificate, parts
 from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import QR
 from pipelines.kernels.basis import Basis
-from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, positive_diagonal
+from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis, positive_diagonal
 from pipelines.kinds.factors import (
     certificate_of,
     in_memory,
@@ -27,6 +27,9 @@ from pipelines.small.inverse import decide
 
 STEADY = 1e3
 """Condition numbers of Q₁ up to here leave Q₁ R₂⁻¹ orthonormal to roundoff; beyond, columns of A are dependent."""
+
+
+method, basis_of = exact_method, no_basis
 
 
 def writes(job: QR, *, wide: bool) -> bool:
@@ -64,7 +67,7 @@ def buffer_bytes(layout: Layout) -> int:
     return (4 * layout.out_rows + 4 * layout.slab_rows) * layout.shape.columns * layout.shape.dtype.itemsize
 
 
-def reason(job: QR) -> str:
+def reason(job: QR, layout: Layout) -> str:  # noqa: ARG001  # the same whatever the shape
     """Why this method."""
     if job.form == "explicit":
         return "indirect TSQR with one re-orthogonalisation: Q orthonormal to roundoff without storing it twice"

@@ -8,22 +8,29 @@ from pipelines.certify import FactorCertificate, parts
 from pipelines.errors import PlanRefused
 from pipelines.jobs import SVD
 from pipelines.jobs.svd import Relative
+from pipelines.kinds import spectral
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
-from pipelines.kinds.factors import (
-    certificate_of,
-    in_memory,
-    needs_tall_for_nan,
-    shortfalls_of,
-    target_of,
-    tolerance_of,
-    written_bytes,
+from pipelines.kinds.factors import in_memory, needs_tall_for_nan, shortfalls_of, target_of, written_bytes
+from pipelines.kinds.spectral import (
+    Spectrum,
+    basis_of,
+    best_error,
+    buffer_bytes,
+    certified,
+    method,
+    reason,
+    residuals,
+    spectrum_of,
+    too_few,
+    values_error,
 )
 from pipelines.layout import Layout, factor_flops
-from pipelines.matrix import Tally
-from pipelines.methods.orthonormal import factor, orthonormal, right_basis
-from pipelines.methods.problem import frobenius, unchanged
+from pipelines.methods.orthonormal import orthonormal, right_basis
+from pipelines.methods.problem import unchanged
 from pipelines.passes.project import Project, Projected
-from pipelines.small.rank import Decision, cut
+from pipelines.small.rank import Decision
+
+__all__ = ["basis_of", "buffer_bytes", "method", "reason", "result_bytes", "solve", "steps", "writes"]
 
 STEADY = 10.0
 """Up to this condition number A V S⁻¹ is orthonormal to roundoff by itself, and one read is saved."""
@@ -35,17 +42,19 @@ def writes(job: SVD, *, wide: bool) -> bool:
 
 
 def steps(job: SVD, layout: Layout) -> list[Step]:
-    """One read for the values; for the large side's vectors one to make them orthonormal and one to write them."""
+    """The reads that find the values; for the large side's vectors one to make them orthonormal and one to write."""
     shape = layout.shape
     needs_tall_for_nan(job, layout)
     k = _most(job, shape.columns)
     complex_ = 4 if shape.dtype.kind == "c" else 1
-    found = [Step("factor", factor_flops(shape.rows, layout.p, 0) * complex_, factors=True)]
+    found = spectral.steps(job, layout)
+    project = 2.0 * shape.rows * shape.columns * k * complex_
     if writes(job, wide=shape.wide):
-        project = 2.0 * shape.rows * shape.columns * k * complex_
         found.append(Step("orthogonalise", project + factor_flops(shape.rows, k, 0) * complex_))
         size = written_bytes(layout, k, answer_dtype(job, layout).itemsize)
         found.append(Step("write", (2 if job.verify else 1) * project, writes=size))
+    elif job.verify and len(found) > 1:
+        found.append(Step("verify", 3 * project))
     return found
 
 
@@ -63,92 +72,102 @@ def _most(job: SVD, n: int) -> int:
 def result_bytes(job: SVD, layout: Layout) -> int:
     """s, and the vectors."""
     n, size = layout.shape.columns, answer_dtype(job, layout).itemsize
-    k = _most(job, n)
+    k = _most(job, min(n, layout.p) if isinstance(job.values, Relative) else n)
     small = k * n if job.vectors != "none" else 0
     large = written_bytes(layout, k, size) if writes(job, wide=layout.shape.wide) else 0
     return (small + n) * size + large
-
-
-def buffer_bytes(layout: Layout) -> int:
-    """Rows of U on their way to a chunk, and what was made of a slab."""
-    return (4 * layout.out_rows + 4 * layout.slab_rows) * layout.shape.columns * layout.shape.dtype.itemsize
-
-
-def reason(job: SVD) -> str:  # noqa: ARG001  # randomized methods will ask
-    """Why this method."""
-    return "exact through TSQR: the singular values of R are those of A, at any condition number"
 
 
 def solve(work: Work) -> Outcome:
     """s, and the vectors that are asked for, measured."""
     job, layout = work.job, work.layout
     wide = layout.shape.wide
-    R, tally = factor(work.passes, work.system(), layout)
-    _, spectrum, Vh = np.linalg.svd(R) if R.size else (R, np.zeros(0), R)
-    limit = replace(tolerance_of(work, tally.rows), scaled=False)
-    decision = cut(spectrum, replace(limit, reason=limit.reason.replace(", on columns scaled to norm one", "")))
-    k = _kept(job, spectrum, decision)
-    certificate = replace(certificate_of(work, decision, tally), best_error=_tail(spectrum, k))
-    s, large, columns = spectrum[:k], {}, "Vt" if wide else "U"
-    if writes(job, wide=wide):
-        s, Vh, written = _written(work, s, Vh[:k], tally)
-        large = in_memory(work, columns, written.rows, k, columns=wide)
+    spectrum = spectrum_of(work, lambda found, width: _above(job, found.s) < width)
+    decision, certificate = certified(work, spectrum)
+    k = _kept(job, spectrum.s, decision)
+    s, Vh, large, columns = spectrum.s[:k], spectrum.Vh[:k], {}, "Vt" if wide else "U"
+    bounds: dict[str, np.ndarray] = {}
+    if spectrum.exact:
+        certificate = replace(certificate, best_error=spectrum.tail(k))
+    elif not job.verify:
+        certificate = replace(certificate, reconstruction_error=spectrum.tail(k))
+    stored = writes(job, wide=wide)
+    if stored or (job.verify and not spectrum.exact):
+        s, Vh, written = _written(work, s, Vh, spectrum)
+        if stored:
+            large = in_memory(work, columns, written.rows, k, columns=wide)
         if job.verify:
-            misfit = float(np.sqrt(written.misfit.sum())) / (frobenius(R) or 1.0)
-            gram = float(np.linalg.norm(written.gram - np.eye(k)))
+            misfit = float(np.sqrt(written.misfit.sum())) / (spectrum.norm or 1.0)
+            gram = float(np.linalg.norm(written.gram - np.eye(k))) if stored else None
             certificate = replace(certificate, verified=True, orthogonality=gram, reconstruction_error=misfit)
-    certificate = replace(certificate, statement=_statement(certificate, k))
-    small = {"s": s, "singular_values": spectrum}
+        if job.verify and not spectrum.exact:
+            bounds["error_bound"] = found = residuals(written.back, s, Vh)
+            certificate = replace(
+                certificate,
+                values_error=values_error(found, s),
+                best_error=best_error(spectrum, s, misfit, found) if stored or spectrum.resolved else None,
+            )
+    missing = too_few(work, spectrum, k) if isinstance(job.values, Relative) else []
+    certificate = replace(certificate, statement=_statement(job, certificate, spectrum, k))
+    small = {"s": s, **bounds} | ({"singular_values": spectrum.s} if spectrum.exact else {})
     if job.vectors != "none" and not (wide and job.vectors == "right"):
-        name, array = ("U", Vh[:k].conj().T) if wide else ("Vt", Vh[:k])
+        name, array = ("U", Vh.conj().T) if wide else ("Vt", Vh)
         small[name] = np.ascontiguousarray(array).astype(work.dtype, copy=False)
     return Outcome(
         arrays=small | large,
-        dimensions={"s": ("value",), "singular_values": ("value",), "U": ("row", "value"), "Vt": ("value", "column")},
+        dimensions={
+            "s": ("value",), "singular_values": ("value",), "error_bound": ("value",), "U": ("row", "value"),
+            "Vt": ("value", "column"),
+        },
         certificate=certificate,
-        shortfalls=tuple(shortfalls_of(certificate, job.require)),
-        identity=tally.identity,
+        shortfalls=(*missing, *shortfalls_of(certificate, job.require)),
+        identity=spectrum.tally.identity,
         preview={"s": [float(value) for value in s[:8]]},
-    )
+    )  # fmt: skip
 
 
-def _kept(job: SVD, spectrum: np.ndarray, decision: Decision) -> int:
+def _above(job: SVD, s: np.ndarray) -> int:
+    """How many values the tolerance asks for."""
+    return int((s > job.values.tolerance * s[0]).sum()) if isinstance(job.values, Relative) and len(s) else 0
+
+
+def _kept(job: SVD, s: np.ndarray, decision: Decision) -> int:
     """How many values there are vectors for: none for zeros, whose vectors A does not determine."""
     if isinstance(job.values, Relative):
-        return int((spectrum > job.values.tolerance * decision.largest).sum()) if decision.rank else 0
+        return _above(job, s) if decision.rank else 0
     if job.vectors == "none":
-        return _most(job, len(spectrum))
-    return min(_most(job, len(spectrum)), decision.rank)
+        return min(_most(job, len(s)), len(s))
+    return min(_most(job, len(s)), decision.rank)
 
 
-def _tail(spectrum: np.ndarray, k: int) -> float:
-    """√(Σ_{i>k} sᵢ²) / ‖A‖: the least error of rank k (Eckart & Young 1936)."""
-    whole = float(np.linalg.norm(spectrum))
-    return float(np.linalg.norm(spectrum[k:])) / whole if whole else 0.0
-
-
-def _written(work: Work, s: np.ndarray, Vh: np.ndarray, tally: Tally) -> tuple[np.ndarray, np.ndarray, Projected]:
-    """s, Vᴴ and what the writing read measured; with Q = A V S⁻¹ R₂⁻¹ the SVD of R₂ S corrects all three."""
-    layout, wide, k = work.layout, work.layout.shape.wide, len(s)
-    basis, T = right_basis(Vh, s), None
-    if k and s[0] > STEADY * s[-1]:
-        basis = orthonormal(work.passes, work.system(), layout, basis, tally)
+def _written(work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray, Projected]:
+    """s, Vᴴ and what the last read measured; with Q = A V S⁻¹ R₂⁻¹ the SVD of R₂ S corrects all three."""
+    job, layout, wide, k = work.job, work.layout, work.layout.shape.wide, len(s)
+    stored, T = writes(job, wide=wide), None
+    basis = right_basis(Vh, np.where(s > 0, s, 1))
+    rough = not spectrum.resolved or (k and s[0] > STEADY * s[-1])
+    if stored and k and rough:
+        basis = orthonormal(work.passes, work.system(), layout, basis, spectrum.tally)
         assert basis.R2 is not None
         T, s, Z = np.linalg.svd(basis.R2 * s)
         Vh = Z @ Vh
     F = s[:, None] * Vh
     name, dimensions = ("Vt", ("value", "column")) if wide else ("U", ("row", "value"))
     step = Project(
-        basis, T, F if work.job.verify else None, layout.shape.dtype, work.dtype, layout.slab_rows,
-        target_of(work, name, k, dimensions, columns=wide),
+        basis, T, F if job.verify else None, layout.shape.dtype, work.dtype, layout.slab_rows,
+        target_of(work, name, k, dimensions, columns=wide) if stored else None,
+        back=layout.shape.columns if job.verify and not spectrum.exact else 0, keep=stored,
+        name="write" if stored else "verify",
     )  # fmt: skip
     written: Projected
     written, seen = work.passes(step, work.system(), layout.spans)
-    unchanged(tally, seen)
+    unchanged(spectrum.tally, seen)
     return s, Vh, written
 
 
-def _statement(c: FactorCertificate, k: int) -> str:
+def _statement(job: SVD, c: FactorCertificate, spectrum: Spectrum, k: int) -> str:
+    if not spectrum.exact:
+        return _randomized_statement(job, c, spectrum, k)
     if c.orthogonality is None or c.reconstruction_error is None:
         return (
             "These are the singular values of a matrix that differs from yours by a few roundings in each entry "
@@ -159,3 +178,27 @@ def _statement(c: FactorCertificate, k: int) -> str:
         f"U S Vᴴ differs from your matrix by {parts(c.reconstruction_error)}{best}; the vectors are orthonormal up to "
         f"{c.orthogonality:.1e}. Both were measured on what was written."
     )
+
+
+def _randomized_statement(job: SVD, c: FactorCertificate, spectrum: Spectrum, k: int) -> str:
+    if c.reconstruction_error is None or c.values_error is None:
+        return (
+            f"An estimate of the {k:,} largest singular values from random columns, each at most the true one of its "
+            f"number. What they leave out of your matrix is about {c.reconstruction_error:.2e} of it; `verify: false` "
+            "left out the read that bounds their errors."
+        )
+    best = f", and about {c.best_error:.3e} is the least that any {k:,} could" if c.best_error is not None else ""
+    said = (
+        f"{'' if spectrum.resolved else 'An estimate. '}Each of the {k:,} values lies within {c.values_error:.1e} of "
+        f"the largest from a singular value of your matrix. What they leave out of it is {c.reconstruction_error:.3e} "
+        f"of its norm{best}. Measured in a further read."
+    )
+    if isinstance(job.values, Relative):
+        rest = spectrum.tail(len(spectrum.s)) * spectrum.norm
+        proven = bool(len(spectrum.s)) and rest <= job.values.tolerance * spectrum.s[0]
+        said += (
+            " No value above the tolerance was missed."
+            if proven
+            else (" That no value above the tolerance was missed is likely, and not proven.")
+        )
+    return said

@@ -10,6 +10,7 @@ from pipelines.kernels.basis import Basis
 from pipelines.layout import Layout
 from pipelines.matrix import Span, System, Tally
 from pipelines.methods.problem import check, columns_in_range, factor_pass, frobenius, in_range, unchanged
+from pipelines.small.rank import column_norms
 
 Runs = Callable[[Any, System, tuple[Span, ...]], tuple[Any, Tally]]
 
@@ -20,7 +21,7 @@ def factor(passes: Runs, system: System, layout: Layout) -> tuple[np.ndarray, Ta
     check(tally, wide=layout.shape.wide)
     R = np.triu(triangle.R)
     in_range("matrix", np.atleast_1d(frobenius(R)))
-    columns_in_range("row" if layout.shape.wide else "column", R)
+    columns_in_range("row" if layout.shape.wide else "column", column_norms(R))
     return R, tally
 
 

@@ -142,9 +142,8 @@ def in_range(name: str, norms: np.ndarray) -> None:
         )
 
 
-def columns_in_range(what: str, R: np.ndarray) -> None:
-    """Raises BadData when a column of R, a row or column of A, is not zero and yet too small for its square."""
-    norms = column_norms(R)
+def columns_in_range(what: str, norms: np.ndarray) -> None:
+    """Raises BadData when a row or column of A, by their norms, is not zero and yet too small for its square."""
     for j in np.flatnonzero((norms > 0) & (norms < SMALLEST))[:1]:
         raise BadData(
             f"The norm of {what} {j:,} of the matrix (counted from 0) is {norms[j]:.1e}, and its square is no 64-bit "

@@ -49,7 +49,7 @@ def _solve_tall(problem: Problem, engine: Runs) -> Solution:
     check(tally)
     plain = _split(whole, layout.shape.columns)
     in_range("matrix", np.atleast_1d(frobenius(plain.R)))
-    columns_in_range("column", plain.R)
+    columns_in_range("column", column_norms(plain.R))
     in_range("rhs", np.hypot(column_norms(plain.C), np.sqrt(plain.tail)))
     triangle = with_ridge(plain, problem.ridge) if problem.ridge else plain
     decision, inverse = decide(triangle.R, tolerance_of(problem, tally.rows), exact=problem.exact_values)

@@ -47,7 +47,7 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
     triangle, tally = engine(factor_pass(layout), problem.system, spans)
     check(tally, wide=True)
     in_range("matrix", np.atleast_1d(frobenius(triangle.R)))
-    columns_in_range("row", triangle.R)
+    columns_in_range("row", column_norms(triangle.R))
     in_range("rhs", column_norms(b))
     plain = triangle.R
     triangle = with_ridge(triangle, problem.ridge) if problem.ridge else triangle

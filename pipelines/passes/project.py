@@ -20,6 +20,8 @@ class Projected:
     """YᴴY, (q, q): the identity for orthonormal Y."""
     misfit: np.ndarray
     """‖(A − Y F) eⱼ‖² of each column, (n,)."""
+    back: np.ndarray
+    """Aᴴ Y, (n, q); (0, q) when it is not asked for."""
     rows: Rows
 
 
@@ -37,6 +39,10 @@ class Project(LaterPass):
     target: Target | None
     measure: bool = False
     """True when YᴴY is wanted without an F."""
+    back: int = 0
+    """n when AᴴY is wanted."""
+    keep: bool = True
+    """False when nobody wants the rows themselves."""
     group: int = 2**62
     """One state for a span: rows go out in order."""
     fan_in: int = 8
@@ -49,7 +55,8 @@ class Project(LaterPass):
 
     def start(self) -> Projected:
         n = 0 if self.F is None else self.F.shape[1]
-        return Projected(np.zeros((self.q, self.q), self.dtype), np.zeros(n), Rows(self.target))
+        gram, back = (np.zeros((rows, self.q), self.dtype) for rows in (self.q, self.back))
+        return Projected(gram, np.zeros(n), back, Rows(self.target))
 
     def absorb(self, state: Projected, slab: Slab) -> Projected:
         a, _ = slab.values(self.dtype)
@@ -57,15 +64,20 @@ class Project(LaterPass):
         if self.T is not None:
             y = y @ self.T
         y = y.astype(self.stored, copy=False)
-        state.rows.add(slab.start, y)
+        if self.keep:
+            state.rows.add(slab.start, y)
         if self.measure or self.F is not None:
             state.gram += y.conj().T @ y
         if self.F is not None:
             state.misfit += squares(a - y @ self.F)
+        if self.back:
+            state.back += a.conj().T @ y
         return state
 
     def merge(self, left: Projected, right: Projected) -> Projected:
-        return Projected(left.gram + right.gram, left.misfit + right.misfit, left.rows + right.rows)
+        return Projected(
+            left.gram + right.gram, left.misfit + right.misfit, left.back + right.back, left.rows + right.rows
+        )
 
     def finish(self, state: Projected, span: Span) -> Projected:
-        return Projected(state.gram, state.misfit, state.rows.end())
+        return Projected(state.gram, state.misfit, state.back, state.rows.end())
