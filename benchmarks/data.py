@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ import zarr
 
 CHUNK_NUMBERS = 2**21
 """Entries of a chunk: 16 MiB of float64."""
+DIRECTIONS, FLOOR = 400, 1e-3
+"""Of decaying data: how many directions stand out, and the noise around them."""
 NOISE = 0.1
 """Standard deviation of b − A x."""
 
@@ -31,6 +33,8 @@ class DataSet:
     columns: int
     chunk_rows: int
     dtype: str = "float64"
+    decaying: bool = False
+    """True for a matrix whose singular values fall as 1, 1/2, 1/3, ... down to noise, as those of real data do."""
     compressed: bool = False
     """True for Zarr's default compression (zstd), False for none."""
 
@@ -38,7 +42,7 @@ class DataSet:
     def name(self) -> str:
         """A name that no other data set has."""
         stored = f"{self.dtype}{'-zstd' if self.compressed else ''}"
-        return f"{self.rows}x{self.columns}-{self.chunk_rows}-{stored}"
+        return f"{self.rows}x{self.columns}-{self.chunk_rows}-{stored}{'-decaying' if self.decaying else ''}"
 
     @property
     def A(self) -> str:
@@ -109,9 +113,20 @@ def _fill(data: DataSet, A: zarr.Array[Any], b: zarr.Array[Any]) -> None:
     os.sync()  # or the disk would be busy with it while we measure; it stays in the page cache
 
 
+@cache
+def directions(columns: int) -> np.ndarray:
+    """Orthonormal rows, the same for every chunk."""
+    drawn = np.random.default_rng(columns).standard_normal((columns, min(columns, DIRECTIONS)))
+    return np.ascontiguousarray(np.linalg.qr(drawn)[0].T)
+
+
 def chunk_of(data: DataSet, number: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of A and b: chunk `number` of the data set."""
     generator = np.random.default_rng([data.columns, number])
     A = generator.standard_normal((rows, data.columns))
+    if data.decaying:
+        A *= FLOOR
+        V = directions(data.columns)
+        A += (generator.standard_normal((rows, len(V))) / np.arange(1, len(V) + 1)) @ V
     x = np.linspace(-1, 1, data.columns)
     return A, A @ x + NOISE * generator.standard_normal(rows)

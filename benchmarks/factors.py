@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,14 @@ from benchmarks.data import DataSet, stored, tall
 from benchmarks.memory import EVERY, SETTLE, peaks, resident
 from benchmarks.settings import Settings, say
 from pipelines import SVD, Pseudoinverse, run
+from pipelines.methods.options import BlockKrylov
 from workers.clusters import Local, open_cluster
 
 PINV = (500_000, 128)
 VALUES = (1_000_000, 256)
+TRUNCATED = (100_000, 2000)
+LARGEST = 20
+"""Singular values asked for of the truncated SVD."""
 LARGE_GIGABYTES, LARGE_COLUMNS = 8.0, 128
 SMALL_WORKER = 2**30
 """Memory of each worker for a matrix of 8 GB."""
@@ -36,6 +41,12 @@ def measure(settings: Settings) -> dict[str, Any]:
     cases = [
         _case("pseudoinverse", pinv, PINVS, settings.rounds),
         _case("singular values", values, VALUES_ONLY, settings.rounds),
+        _case(
+            f"{LARGEST} singular values",
+            replace(_sized(settings, *TRUNCATED), decaying=True),
+            TRUNCATEDS,
+            settings.rounds,
+        ),
         _case("pseudoinverse, workers of 1 GiB", large, {"Tallgrass": PINVS["Tallgrass"]}, 1, memory=SMALL_WORKER),
     ]
     return {"workers": WORKERS, "every_seconds": EVERY, "cases": cases}
@@ -71,10 +82,29 @@ def _measured(name: str, solve: Solve, reads: str, data: DataSet, rounds: int, m
                 values = solve(data, client)
                 seconds.append(round(time.perf_counter() - began, 4))
     error = _error_of_pinv(data) if values is None else None
+    wrong = _wrong(values, data) if values is not None and data.decaying else None
     shutil.rmtree(data.result, ignore_errors=True)
     above = max(most - least for most, least in zip(peak, idle, strict=True))
     say(f"    {name}: {sorted(seconds)[len(seconds) // 2]:.2f} s, {above / 1e6:.0f} MB above an idle worker")
-    return {"name": name, "reads": reads, "seconds": seconds, "above_idle_bytes": above, "XA_minus_I": error}
+    return {
+        "name": name,
+        "reads": reads,
+        "seconds": seconds,
+        "above_idle_bytes": above,
+        "XA_minus_I": error,
+        "error_of_values": wrong,
+    }
+
+
+_truth: dict[str, np.ndarray] = {}
+
+
+def _wrong(values: np.ndarray, data: DataSet) -> float:
+    """The largest error of a value, of that value; the truth is that of TSQR, which the tests hold against NumPy."""
+    if data.name not in _truth:
+        _truth[data.name] = run(SVD(matrix=data.A))["s"]
+    s = _truth[data.name][: len(values)]
+    return float(np.abs(values / s - 1).max())
 
 
 def _error_of_pinv(data: DataSet) -> float:
@@ -117,6 +147,25 @@ def _dask_values(data: DataSet, client: Client) -> np.ndarray:
     return np.asarray(client.compute(s).result())
 
 
+def _tallgrass_truncated(data: DataSet, client: Client, *, verify: bool, steps: int) -> np.ndarray:
+    method = BlockKrylov(steps=steps)
+    return run(SVD(matrix=data.A, values=LARGEST, vectors="right", method=method, verify=verify), client)["s"]
+
+
+def _dask_truncated(data: DataSet, client: Client, *, steps: int) -> np.ndarray:
+    A = da.from_zarr(zarr.open_array(data.A, mode="r"))
+    with client.as_current():
+        _, s, Vt = da.linalg.svd_compressed(A, LARGEST, n_power_iter=steps, iterator="QR", seed=0, compute=True)
+        return np.asarray(client.gather(client.compute([s, Vt]))[0])
+
+
+def _sklearn_truncated(data: DataSet, client: Client, *, steps: int) -> np.ndarray:  # noqa: ARG001  # in this process
+    from sklearn.utils.extmath import randomized_svd
+
+    A = zarr.open_array(data.A, mode="r")[...]
+    return np.asarray(randomized_svd(A, LARGEST, n_iter=steps, random_state=0)[1])
+
+
 PINVS: dict[str, tuple[Solve, str]] = {
     "Tallgrass": (partial(_tallgrass_pinv, verify=True), "4"),
     "Tallgrass, not verified": (partial(_tallgrass_pinv, verify=False), "3"),
@@ -124,4 +173,13 @@ PINVS: dict[str, tuple[Solve, str]] = {
     "dask: svd, then V S⁻¹ Uᵀ": (_dask_svd_pinv, "1, U held"),
 }
 VALUES_ONLY: dict[str, tuple[Solve, str]] = {"Tallgrass": (_tallgrass_values, "1"), "dask: svd": (_dask_values, "1")}
+TRUNCATEDS: dict[str, tuple[Solve, str]] = {
+    "Tallgrass": (partial(_tallgrass_truncated, verify=True, steps=2), "4"),
+    "Tallgrass, not verified": (partial(_tallgrass_truncated, verify=False, steps=2), "3"),
+    "Tallgrass, 3 steps": (partial(_tallgrass_truncated, verify=True, steps=3), "5"),
+    "dask: svd_compressed, 3 QR iterations": (partial(_dask_truncated, steps=3), "8"),
+    "dask: svd_compressed, 6 QR iterations": (partial(_dask_truncated, steps=6), "14"),
+    "scikit-learn in memory, 2 iterations": (partial(_sklearn_truncated, steps=2), "1, A held"),
+    "scikit-learn in memory, 6 iterations": (partial(_sklearn_truncated, steps=6), "1, A held"),
+}
 """Who takes part, and how often each reads A."""

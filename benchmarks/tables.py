@@ -114,17 +114,23 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _factors(record: Record) -> str:
-    head = ("what", "rows × columns", "by", "reads of A", "seconds", "peak above idle, MB", "‖XA − I‖")
+    head = ("what", "rows × columns", "by", "reads of A", "seconds", "peak above idle, MB", "error")
     rows = [
         [
             case["what"], f"{case['rows']:,} × {case['columns']:,}", one["name"], one["reads"],
             f"{median(one['seconds']):.2f}", f"{one['above_idle_bytes'] / 1e6:.0f}",
-            "" if one["XA_minus_I"] is None else f"{one['XA_minus_I']:.1e}",
+            _error(one),
         ]
         for case in record["cases"]
         for one in case["found"]
     ]  # fmt: skip
     return _table(head, rows)
+
+
+def _error(one: Record) -> str:
+    if one["XA_minus_I"] is not None:
+        return f"‖XA − I‖ {one['XA_minus_I']:.1e}"
+    return "" if one["error_of_values"] is None else f"of a value {one['error_of_values']:.1e}"
 
 
 TABLES: dict[str, Callable[[Record], str]] = {

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from pipelines.jobs import PCA as PCA
     from pipelines.jobs import QR as QR
     from pipelines.jobs import SVD as SVD
+    from pipelines.jobs import Apply as Apply
     from pipelines.jobs import ArraySource as ArraySource
     from pipelines.jobs import LeastSquares as LeastSquares
     from pipelines.jobs import LowRank as LowRank
     from pipelines.jobs import Pseudoinverse as Pseudoinverse
     from pipelines.load import load_job as load_job
+    from pipelines.operators import operator_of as operator_of
     from pipelines.plan import make_plan as make_plan
     from pipelines.result import Result as Result
     from pipelines.result import open_result as open_result
@@ -31,6 +33,7 @@ _HOMES = {
     "QR": "pipelines.jobs",
     "SVD": "pipelines.jobs",
     "Pseudoinverse": "pipelines.jobs",
+    "Apply": "pipelines.jobs",
     "ArraySource": "pipelines.jobs",
     "Certificate": "pipelines.certify",
     "LeastSquares": "pipelines.jobs",
@@ -39,6 +42,7 @@ _HOMES = {
     "load_job": "pipelines.load",
     "make_plan": "pipelines.plan",
     "open_result": "pipelines.result",
+    "operator_of": "pipelines.operators",
     "run": "pipelines.execute",
 }
 
@@ -46,6 +50,7 @@ __all__ = [
     "PCA",
     "QR",
     "SVD",
+    "Apply",
     "ArraySource",
     "Certificate",
     "LeastSquares",
@@ -55,6 +60,7 @@ __all__ = [
     "load_job",
     "make_plan",
     "open_result",
+    "operator_of",
     "run",
 ]
 

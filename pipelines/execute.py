@@ -11,7 +11,7 @@ from pipelines.engine import Engine, graph_of, one_blas_thread
 from pipelines.engine import Work as Rows
 from pipelines.inputs import DaskRows, Inputs, open_inputs
 from pipelines.jobs import Job
-from pipelines.kinds import kind_of
+from pipelines.kinds import kind_of, resolved
 from pipelines.kinds.base import Outcome, Work
 from pipelines.matrix import Span, System
 from pipelines.plan import Plan, Resources, layout_of, plan_of, this_machine
@@ -36,6 +36,7 @@ def run(job: Job, client: Any = None, listener: Listener = ignore, resources: Re
     """
     began = time.monotonic()
     client = client or _current_client()
+    job = resolved(job)
     run_id = uuid.uuid4().hex[:12]
     inputs = open_inputs(job, run_id)
     layout = layout_of(job, inputs)
@@ -102,6 +103,7 @@ def _summary(job: Job, inputs: Inputs, plan: Plan, outcome: Outcome, timings: Ma
         "schema": SCHEMA,
         "kind": job.kind,
         "status": "complete",
+        **({} if outcome.form is None else {"form": outcome.form}),
         "certificate": outcome.certificate.to_dict(),
         "job": job.model_dump(mode="json"),
         "plan": plan.to_dict(),

@@ -47,7 +47,8 @@ Seconds = Annotated[
 """Time: "12h30m", "90s", or a plain number of seconds."""
 
 
-def _path_as_text(value: Any) -> Any:
+def path_as_text(value: Any) -> Any:
+    """A path-like object as text, with the user's home in place of ~; anything else as it is."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
         return text
@@ -56,5 +57,5 @@ def _path_as_text(value: Any) -> Any:
     return os.path.expanduser(text) if text.startswith("~") else text
 
 
-Url = Annotated[str, Field(min_length=1), BeforeValidator(_path_as_text)]
+Url = Annotated[str, Field(min_length=1), BeforeValidator(path_as_text)]
 """A path, relative to the directory in which the command runs, or a URL (s3://, gs://, https://, file://)."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.errors import BadData, PlanRefused
-from pipelines.jobs import ArraySource, Job, LeastSquares
+from pipelines.jobs import Apply, ArraySource, Job, LeastSquares
+from pipelines.jobs.apply import OF_M_ROWS
 from pipelines.jobs.base import as_source
 from pipelines.layout import Layout, Shape
 from pipelines.matrix import InMemory, Source, Span, Stored
@@ -96,6 +97,8 @@ def open_inputs(job: Job, run: str) -> Inputs:
     m, n = A.shape
     wide = m < n
     b, weights = _sides(job, fill, run, infos, m) if isinstance(job, LeastSquares) else (None, None)
+    if isinstance(job, Apply) and job.rhs is not None:
+        b = _applied_to(job, fill, run, infos, (m, n))
     kinds = [source.dtype.kind for source in (A, b) if source is not None]
     dtype = np.dtype(np.complex128 if "c" in kinds else np.float64)
     shape = replace(
@@ -108,7 +111,8 @@ def open_inputs(job: Job, run: str) -> Inputs:
     given = _given_spans(A)
     if isinstance(A, DaskRows):
         A = A.cut(given)
-    vector = isinstance(job, LeastSquares) and _is_vector(job.rhs, infos)
+    rhs = getattr(job, "rhs", None)
+    vector = rhs is not None and _is_vector(rhs, infos)
     return Inputs(A, b, weights, shape, vector, infos, _picked(names, job.matrix, n), given)
 
 
@@ -124,6 +128,23 @@ def _sides(
         if weights.dtype.kind == "c":
             raise BadData("The weights are complex; they have to be real and not negative. Write them as real numbers.")
     return b, weights
+
+
+def _applied_to(
+    job: Apply, fill: bool, run: str, infos: dict[str, storage.ArrayInfo], shape: tuple[int, int]
+) -> Source:
+    """What an operator is applied to: m rows, or n."""
+    b = _open(job.rhs, "rhs", fill, run, infos, most=2)
+    m, n = shape
+    first = next(one for one in job.compute if one != "leverage")
+    needed = m if first in OF_M_ROWS else n
+    if b.shape[0] != needed:
+        side = "rows" if needed == m else "columns"
+        raise BadData(
+            f"The rhs has {b.shape[0]:,} rows, and `compute: {first}` takes {needed:,}, one for each of the {side} of "
+            f"the matrix ({m:,} × {n:,}). Give a B of {needed:,} rows."
+        )
+    return b
 
 
 def _open(what: Any, name: str, fill: bool, run: str, infos: dict[str, storage.ArrayInfo], most: int) -> Source:

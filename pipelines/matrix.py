@@ -255,6 +255,8 @@ class System:
     """What is done to the rows of A before anybody sees them."""
     keep_places: bool = False
     """True when rows that are left out become zeros, so that what is written for the others stays in its place."""
+    b_decides: bool = True
+    """False when only A tells which rows are left out: NaN in b beside a good row of A is a fault then."""
 
     def blocks(self, span: Span) -> Iterator[Block]:
         """The span's rows, the next block being read while the present one is worked on."""
@@ -285,7 +287,7 @@ class System:
             keep = self.columns_by != 0
             a = slab.a if keep.all() else np.where(keep, slab.a, 0)
             slab = replace(slab, a=a * self.columns_by)
-        good = finite_rows(slab) if self.omit_rows else None
+        good = finite_rows(slab if self.b_decides else replace(slab, b=None)) if self.omit_rows else None
         if self.centring is not None:
             slab = replace(slab, a=self.centring(slab.a))
         if good is None:
@@ -298,7 +300,7 @@ class System:
         )
         omitted = int(len(good) - good.sum())
         if self.keep_places:
-            kept = replace(slab, a=np.where(good[:, None], slab.a, np.zeros((), slab.a.dtype)))
+            kept = replace(slab, a=_zero_but(good, slab.a), b=None if slab.b is None else _zero_but(good, slab.b))
         return Block(kept, replace(tally, rows=tally.rows - omitted, omitted=omitted))
 
     def scan(self, block: Block) -> Tally:
@@ -315,6 +317,10 @@ class System:
                 first = min(filter(None, [tally.first, here]), key=lambda place: place[0])
                 tally = replace(tally, bad=tally.bad + len(rows), first=first)
         return tally
+
+
+def _zero_but(good: np.ndarray, part: np.ndarray) -> np.ndarray:
+    return np.where(good[:, None], part, part.dtype.type(0))
 
 
 def finite_rows(slab: Slab) -> np.ndarray | None:

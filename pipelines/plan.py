@@ -8,8 +8,9 @@ from typing import Any
 
 from pipelines.errors import PlanRefused
 from pipelines.inputs import Inputs, open_inputs
-from pipelines.jobs import Job
-from pipelines.kinds import kind_of
+from pipelines.jobs import Apply, Job
+from pipelines.kinds import kind_of, resolved
+from pipelines.kinds.apply import as_factored
 from pipelines.kinds.base import Step
 from pipelines.layout import Layout, lay_out, tree_depth, tree_levels
 from pipelines.methods.options import Tsqr
@@ -20,6 +21,8 @@ IDLE_BYTES = 128 * 2**20
 """Resident memory of a worker that has imported NumPy, SciPy, Zarr and Dask and does nothing."""
 MOST_DECODED = 4
 """Times that a chunk may be decoded in one pass before the plan refuses."""
+OF_GEMM, OF_GEMM_OTHERWISE = 0.6, 0.1
+"""Rates of products with a few dozen columns, and of passes with fewer or with much else to do, of that of dgemm."""
 LARGEST_SVD = 5e-10
 """Seconds of an SVD with vectors, in units of n³, on one core."""
 
@@ -92,6 +95,7 @@ def make_plan(job: Job, resources: Resources | None = None, rates: Rates | None 
         BadData: an array is not there, or its shape or type does not fit the job.
         PlanRefused: it cannot fit or cannot be done.
     """
+    job = resolved(job)
     inputs = open_inputs(job, run="plan")
     return plan_of(job, inputs, layout_of(job, inputs), resources or this_machine(), rates or load_rates())
 
@@ -106,6 +110,8 @@ def this_machine() -> Resources:
 def layout_of(job: Job, inputs: Inputs) -> Layout:
     """The cut that the job's method asks for."""
     kind = kind_of(job)
+    if isinstance(job, Apply):
+        return as_factored(job, inputs)
     chosen = kind.method(job, inputs.shape)
     options = chosen if isinstance(chosen, Tsqr) else Tsqr()
     layout = lay_out(
@@ -165,7 +171,8 @@ def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates) -> Pas
     size = shape.rows * shape.row_bytes * layout.amplification
     fan_in = layout.fan_in if step.factors else 8
     merges = sum(tree_levels(spans, fan_in))
-    speed = rates.factor_flops_per_second(layout.p) if step.factors else rates.gemm_flops_per_second() / 10
+    part = OF_GEMM if step.products else OF_GEMM_OTHERWISE
+    speed = rates.factor_flops_per_second(layout.p) if step.factors else part * rates.gemm_flops_per_second()
     cores = max(1, min(resources.workers * resources.threads, spans))
     rounds = -(-spans // cores) / max(spans, 1)
     reading, arithmetic = (size + step.writes) / rates.read_bytes_per_second() * rounds, flops / speed * rounds

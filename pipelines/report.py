@@ -232,10 +232,16 @@ def _whereabouts(summary: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     output = summary.get("url") or (summary.get("job") or {}).get("output")
     if output is None:
         return []
-    return [
-        ("arrays", str(output)),
-        ("in Python", f'from pipelines import open_result; open_result("{output}"){_MAIN.get(kind, ".x")}'),
-    ]
+    return [("arrays", str(output)), ("in Python", f"from pipelines import {_opened(kind, summary, str(output))}")]
+
+
+def _opened(kind: str, summary: Mapping[str, Any], output: str) -> str:
+    """What people want first of a result, in Python."""
+    job = summary.get("job") or {}
+    if (summary.get("form") or job.get("form")) in ("operator", "implicit"):
+        return f'operator_of; operator_of("{output}")'
+    main = f'["{job["compute"][0]}"]' if kind == "apply" else _MAIN.get(kind, ".x")
+    return f'open_result; open_result("{output}"){main}'
 
 
 def render_findings(findings: Sequence[Mapping[str, Any]]) -> str:

@@ -40,6 +40,15 @@ class Result:
         return kind.from_dict(self.summary["certificate"])
 
     @property
+    def names(self) -> list[str]:
+        """The arrays that it holds."""
+        if self.url is None:
+            return sorted(self.arrays)
+        from pipelines import storage
+
+        return storage.array_names(self.url)
+
+    @property
     def x(self) -> "np.ndarray":
         """The solution, (n,) or (n, k)."""
         return self["x"]

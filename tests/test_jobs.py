@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipelines.jobs import PCA, QR, SVD, ArraySource, Job, LeastSquares, Pseudoinverse
+from pipelines.jobs import PCA, QR, SVD, Apply, ArraySource, Job, LeastSquares, Pseudoinverse
 from pipelines.jobs.base import as_source
 from pipelines.jobs.least_squares import Require
 from pipelines.jobs.pca import RequirePCA
@@ -151,8 +151,11 @@ def test_the_schema_asks_for_what_a_file_must_say_and_hides_what_only_python_can
     assert definitions["LeastSquares"]["required"] == ["kind", "matrix", "rhs", "output"]
     for kind in KINDS.values():
         schema = definitions[kind.__name__]
-        assert {"kind", "matrix", "output"} <= set(schema["required"])
+        assert {"kind", "operator" if kind is Apply else "matrix", "output"} <= set(schema["required"])
         assert schema["additionalProperties"] is False
+        if kind is Apply:
+            assert schema["properties"]["operator"]["type"] == "string"
+            continue
         assert [set(choice) & {"type", "$ref"} for choice in schema["properties"]["matrix"]["oneOf"]] == [
             {"type"},
             {"$ref"},
@@ -171,7 +174,11 @@ def test_the_commented_example_has_every_field_in_order_at_its_default(kind):
     path, model = CONFIGS / "jobs" / f"{kind}.yaml", KINDS[kind]
     written = [line.partition(":")[0] for line in path.read_text().splitlines() if line[:1].isalpha()]
     example = load_job(path)
-    given = {name: getattr(example, name) for name in ("matrix", "rhs", "output", "rank") if hasattr(example, name)}
+    given = {
+        name: getattr(example, name)
+        for name in ("matrix", "rhs", "output", "rank", "operator", "compute")
+        if hasattr(example, name)
+    }
     assert written == list(model.model_fields)
     assert example == model(**given)
     for name in type(example.require).model_fields:
@@ -192,7 +199,7 @@ def test_the_example_of_least_squares_shows_the_options_of_its_method():
         ({"kind": "pca", "n_components": 0}, "n_components"),
         ({"kind": "pca", "n_components": 1.5}, "n_components"),
         ({"kind": "pca", "nan": "drop"}, "'error', 'omit_rows' or 'mean'"),
-        ({"kind": "qr", "form": "q"}, "'r' or 'explicit'"),
+        ({"kind": "qr", "form": "q"}, "'r', 'explicit' or 'implicit'"),
         ({"kind": "pseudoinverse", "rank": 0}, "greater than or equal to 1"),
         ({"kind": "pseudoinverse", "rank": 3, "ridge": 1.0}, "a ridge or a rank, not both"),
         ({"kind": "pseudoinverse", "side": "left", "ridge": 1.0}, "side: any, since with a ridge"),

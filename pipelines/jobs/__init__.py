@@ -10,6 +10,7 @@ from pydantic import Discriminator
 
 if TYPE_CHECKING:
     from pipelines.fields import Model
+    from pipelines.jobs.apply import Apply
     from pipelines.jobs.base import ArraySource
     from pipelines.jobs.least_squares import LeastSquares, Require
     from pipelines.jobs.low_rank import LowRank
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.jobs.qr import QR
     from pipelines.jobs.svd import SVD
 
-    Job = Annotated[LeastSquares | QR | SVD | PCA | Pseudoinverse | LowRank, Discriminator("kind")]
+    Job = Annotated[LeastSquares | QR | SVD | PCA | Pseudoinverse | LowRank | Apply, Discriminator("kind")]
     """Every kind of job, told apart by `kind`."""
 
 KINDS = {
@@ -28,11 +29,12 @@ KINDS = {
     "pca": "PCA",
     "pseudoinverse": "Pseudoinverse",
     "low_rank": "LowRank",
+    "apply": "Apply",
 }
 """The class of each kind, which lies in the module of the kind's name."""
 _HOMES = {name: kind for kind, name in KINDS.items()} | {"ArraySource": "base", "Require": "least_squares"}
 
-__all__ = ["PCA", "QR", "SVD", "ArraySource", "Job", "LeastSquares", "LowRank", "Pseudoinverse", "Require"]
+__all__ = ["PCA", "QR", "SVD", "Apply", "ArraySource", "Job", "LeastSquares", "LowRank", "Pseudoinverse", "Require"]
 
 
 def job_model(kind: str) -> "type[Model]":

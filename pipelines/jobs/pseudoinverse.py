@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipelines.fields import NOT_BOOL, needed
+from pipelines.fields import NOT_BOOL, Bytes, needed
 from pipelines.jobs.base import Bound, MatrixJob, RequireFactors, Rtol
 
 
@@ -20,6 +20,10 @@ class Pseudoinverse(MatrixJob):
 
     kind: Literal["pseudoinverse"] = "pseudoinverse"
     """The kind of job."""
+    form: Literal["auto", "explicit", "operator"] = "auto"
+    """explicit writes A⁺; operator keeps its factors, for `kind: apply`; auto is explicit up to explicit_at_most."""
+    explicit_at_most: Bytes = Field("64 GB", validate_default=True)
+    """Largest A⁺ that form: auto writes, such as "64 GB"."""
     side: Literal["any", "left", "right"] = "any"
     """left needs independent columns (A⁺A = I), right independent rows (AA⁺ = I); any needs neither."""
     rtol: Rtol = "auto"

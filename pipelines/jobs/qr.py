@@ -19,8 +19,8 @@ class QR(MatrixJob):
 
     kind: Literal["qr"] = "qr"
     """The kind of job."""
-    form: Literal["r", "explicit"] = "r"
-    """r writes R alone, from one read; explicit writes Q too, chunk by chunk as A is stored."""
+    form: Literal["r", "explicit", "implicit"] = "r"
+    """r writes R alone, from one read; explicit Q too, chunk by chunk as A is stored; implicit keeps Q's factors."""
     rtol: Rtol = "auto"
     """The rank that the certificate states: singular values below rtol times the largest count as zero."""
     require: RequireQR = RequireQR()

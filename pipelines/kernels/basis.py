@@ -8,6 +8,7 @@ one step of refinement.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -29,9 +30,19 @@ class Basis:
     @property
     def rank(self) -> int:
         """Columns of Q."""
+        return int(self.by.shape[1])
+
+    @property
+    def by(self) -> np.ndarray:
+        """R, or W."""
         matrix = self.W if self.R is None else self.R
         assert matrix is not None
-        return int(matrix.shape[1])
+        return matrix
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Number type of Q."""
+        return self.by.dtype
 
     def rows(self, a: np.ndarray) -> np.ndarray:
         """The rows of Q (rows, r) that belong to rows of A.  Equal slabs give equal bits, which R₂ relies on."""

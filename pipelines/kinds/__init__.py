@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from pipelines.kinds import least_squares, low_rank, pca, pseudoinverse, qr, svd
+from pipelines.kinds import apply, least_squares, low_rank, pca, pseudoinverse, qr, svd
 from pipelines.kinds.base import Kind
 
 KINDS: dict[str, Kind] = {
+    "apply": apply,
     "least_squares": least_squares,
     "low_rank": low_rank,
     "pca": pca,
@@ -19,3 +20,12 @@ KINDS: dict[str, Kind] = {
 def kind_of(job: Any) -> Kind:
     """The module that knows how to do this job."""
     return KINDS[job.kind]
+
+
+def resolved(job: Any) -> Any:
+    """The job with all that it takes from a stored operator, opened; other jobs as they are.
+
+    Raises:
+        BadData: there is no such operator.
+    """
+    return apply.resolved(job) if job.kind == "apply" else job

@@ -24,6 +24,8 @@ class Step:
     """True when its arithmetic is that of the sweep, and its states merge at n³."""
     writes: int = 0
     """Bytes that its tasks write."""
+    products: bool = False
+    """True when nearly all of its arithmetic is products with many columns, at a good part of the rate of dgemm."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Outcome:
     """Attributes of arrays, by name."""
     preview: Mapping[str, Any] = field(default_factory=dict)
     """A few numbers for people."""
+    form: str | None = None
+    """What was written, where the job left that open."""
 
 
 @dataclass(frozen=True)

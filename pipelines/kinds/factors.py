@@ -1,5 +1,7 @@
 """What the kinds that factor a matrix share: the certificate of its spectrum, and where large factors are written."""
 
+from typing import Any
+
 import numpy as np
 
 from pipelines.certify import FactorCertificate, ends_of
@@ -53,13 +55,26 @@ def shortfalls_of(c: FactorCertificate, require: RequireFactors) -> list[str]:
     return found
 
 
-def target_of(work: Work, name: str, width: int, dimensions: tuple[str, str], *, columns: bool) -> Target | None:
+def target_of(
+    work: Work,
+    name: str,
+    width: int,
+    dimensions: tuple[str, ...],
+    *,
+    columns: bool,
+    vector: bool = False,
+    dtype: np.dtype[Any] | None = None,
+) -> Target | None:
     """Room for an array whose rows (or columns) are made by the rows of the system, `width` numbers each."""
     if work.staging is None:
         return None
     rows, chunk = work.layout.shape.rows, max(1, min(work.layout.out_rows, work.layout.shape.rows))
-    shape, chunks = ((width, rows), (width, chunk)) if columns else ((rows, width), (chunk, width))
-    return Target(work.staging.create(name, shape, work.dtype, chunks, dimension_names=dimensions), chunk, columns)
+    shape: tuple[int, ...] = (width, rows) if columns else (rows, width)
+    chunks: tuple[int, ...] = (width, chunk) if columns else (chunk, width)
+    if vector:
+        shape, chunks, dimensions = shape[:1], chunks[:1], dimensions[:1]
+    dtype = dtype or work.dtype
+    return Target(work.staging.create(name, shape, dtype, chunks, dimension_names=dimensions), chunk, columns)
 
 
 def in_memory(work: Work, name: str, rows: Rows, width: int, *, columns: bool) -> dict[str, np.ndarray]:

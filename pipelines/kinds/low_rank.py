@@ -82,13 +82,13 @@ def solve(work: Work) -> Outcome:
     missing = too_few(work, spectrum, r) if job.tolerance is not None else []
     error = spectrum.tail(r)
     if job.verify:
-        error = float(np.sqrt(written.misfit.sum())) / (spectrum.norm or 1.0)
+        error = written.misfit**0.5 / (spectrum.norm or 1.0)
         certificate = replace(certificate, verified=True)
         if job.tolerance is not None and error > job.tolerance and not missing:
             missing = [f"the error is {error:.3g} of ‖A‖ as written; a tolerance of {job.tolerance:.3g} is asked for"]
     certificate = replace(certificate, reconstruction_error=error, best_error=spectrum.tail(r))
     if job.verify and not spectrum.exact:
-        bounds = residuals(written.back / np.where(s > 0, _weights(job, s, wide=wide), 1), s, Vh)
+        bounds = residuals(written.back / np.where(s > 0, _weights(job, s, wide=wide), 1)[:, None], s, Vh)
         certificate = replace(
             certificate,
             values_error=values_error(bounds, s),

@@ -26,6 +26,7 @@ from pipelines.passes.output import Target
 from pipelines.small.inverse import FullRank, decide
 from pipelines.small.rank import Decision, cut
 from pipelines.storage import describe
+from pipelines.units import format_bytes
 
 PROBES = 20
 """Random columns for the condition that no sum over rows can see."""
@@ -72,15 +73,32 @@ def steps(job: Pseudoinverse, layout: Layout) -> list[Step]:
             f"Use side: {'right' if job.side == 'left' else 'left'}, or leave it out."
         )
     one = factor_flops(shape.rows, layout.p, 0) * (4 if shape.dtype.kind == "c" else 1)
-    size = written_bytes(layout, shape.columns, answer_dtype(job, layout).itemsize)
+    if form_of(job, layout) == "operator":
+        found = [Step("factor", one, factors=True), Step("orthogonalise", 1.5 * one, factors=True)]
+        return [*found, Step("probe", 2 * one), Step("verify", 3 * one)] if job.verify else found
+    size = explicit_bytes(job, layout)
     found = [Step("factor", one, factors=True), Step("orthogonalise", 1.5 * one, factors=True)]
     found.append(Step("write", 2 * one, writes=size))
     return [*found, Step("verify", one)] if job.verify else found
 
 
-def result_bytes(job: Pseudoinverse, layout: Layout) -> int:
-    """The pseudoinverse is as large as A in the answer's number type."""
+def form_of(job: Pseudoinverse, layout: Layout) -> str:
+    """Explicit or operator."""
+    if job.form != "auto":
+        return job.form
+    return "explicit" if explicit_bytes(job, layout) <= job.explicit_at_most else "operator"
+
+
+def explicit_bytes(job: Pseudoinverse, layout: Layout) -> int:
+    """A⁺ is as large as A in the answer's number type."""
     return written_bytes(layout, layout.shape.columns, answer_dtype(job, layout).itemsize)
+
+
+def result_bytes(job: Pseudoinverse, layout: Layout) -> int:
+    """A⁺, or the factors that stand for it."""
+    if form_of(job, layout) == "operator":
+        return 3 * layout.shape.columns**2 * layout.shape.dtype.itemsize
+    return explicit_bytes(job, layout)
 
 
 def buffer_bytes(layout: Layout) -> int:
@@ -88,10 +106,14 @@ def buffer_bytes(layout: Layout) -> int:
     return (6 * layout.out_rows + 4 * layout.slab_rows) * layout.shape.columns * layout.shape.dtype.itemsize
 
 
-def reason(job: Pseudoinverse, layout: Layout) -> str:  # noqa: ARG001  # the same whatever the shape
+def reason(job: Pseudoinverse, layout: Layout) -> str:
     """Why this method."""
     cut_off = f", cut to rank {job.rank:,}" if job.rank is not None else ""
-    return f"from an orthonormal Q, which keeps all four Penrose conditions at any condition number{cut_off}"
+    why = f"from an orthonormal Q, which keeps all four Penrose conditions at any condition number{cut_off}"
+    if form_of(job, layout) == "explicit":
+        return why
+    size = f"A⁺ would be {format_bytes(explicit_bytes(job, layout))}, " if job.form == "auto" else ""
+    return f"{why}; {size}kept as an operator of {format_bytes(result_bytes(job, layout))}"
 
 
 def solve(work: Work) -> Outcome:
@@ -103,31 +125,43 @@ def solve(work: Work) -> Outcome:
     _side(work, decision)
     certificate = certificate_of(work, decision, tally)
     recipe = _recipe(work, R, decision, full, tally)
-    target = target_of(work, "pinv", len(R), ("column", "row"), columns=not wide)
-    probes = PROBES if job.verify and not job.ridge else 0
-    step = Invert(recipe.basis, recipe.K, probes, SEED, layout.shape.dtype, work.dtype, layout.slab_rows, target)
-    made: Inverted
-    made, seen = work.passes(step, system, layout.spans)
-    unchanged(tally, seen)
+    form = form_of(job, layout)
     arrays: dict[str, np.ndarray] = {}
-    source: Source
-    if target is None:
+    X: Source | None = None
+    if form == "operator":
+        assert recipe.basis.R2 is not None
+        arrays = {"W" if recipe.basis.R is None else "R1": recipe.basis.by, "R2": recipe.basis.R2, "K": recipe.K}
+    target = target_of(work, "pinv", len(R), ("column", "row"), columns=not wide) if form == "explicit" else None
+    probes = PROBES if job.verify and not job.ridge else 0
+    stored = work.dtype if form == "explicit" else layout.shape.dtype
+    step = Invert(recipe.basis, recipe.K, probes, SEED, layout.shape.dtype, stored, layout.slab_rows, target)
+    if form == "operator":
+        step = replace(step, keep=False, name="probe")
+    made = step.start()
+    if form == "explicit" or probes:
+        made, seen = work.passes(step, system, layout.spans)
+        unchanged(tally, seen)
+    if target is not None:
+        X = _stored(target, wide=wide)
+    elif form == "explicit":
         adjoint = made.rows.together(len(R), work.dtype)
-        source, arrays["pinv"] = InMemory(adjoint), adjoint if wide else np.ascontiguousarray(adjoint.conj().T)
-    else:
-        source = _stored(target, wide=wide)
+        X, arrays["pinv"] = InMemory(adjoint), adjoint if wide else np.ascontiguousarray(adjoint.conj().T)
     if job.verify:
-        certificate = _verified(work, recipe, made, source, tally, certificate)
-    certificate = replace(certificate, statement=_statement(job, certificate))
+        certificate = _verified(work, recipe, (step, made), X, tally, certificate)
+    certificate = replace(certificate, statement=_statement(job, form, certificate))
     if decision.singular_values is not None:
         arrays["singular_values"] = decision.singular_values
     return Outcome(
         arrays=arrays,
-        dimensions={"pinv": ("column", "row"), "singular_values": ("value",)},
+        dimensions={
+            "pinv": ("column", "row"), "singular_values": ("value",), "R1": ("row_of_R", "column_of_R"),
+            "R2": ("row_of_R2", "column_of_R2"), "W": ("row_of_W", "value"), "K": ("row_of_K", "value"),
+        },
         certificate=certificate,
         shortfalls=tuple(shortfalls_of(certificate, job.require)),
         identity=tally.identity,
-    )
+        form=form,
+    )  # fmt: skip
 
 
 def _decided(work: Work, R: np.ndarray, rows: int) -> tuple[Decision, bool]:
@@ -181,13 +215,21 @@ def _stored(target: Target, *, wide: bool) -> Source:
 
 
 def _verified(
-    work: Work, recipe: Recipe, made: Inverted, X: Source, tally: Tally, certificate: FactorCertificate
+    work: Work,
+    recipe: Recipe,
+    making: tuple[Invert, Inverted],
+    X: Source | None,
+    tally: Tally,
+    certificate: FactorCertificate,
 ) -> FactorCertificate:
-    """The certificate with what a read of A and of the stored X says."""
+    """The certificate with what a read of A and of the stored X says; without one, X is made again."""
     layout, job = work.layout, work.job
-    system = replace(work.system(X), block_rows=max(layout.block_rows, layout.out_rows))
+    system, (step, made) = work.system(X), making
+    if X is not None:
+        system = replace(system, block_rows=max(layout.block_rows, layout.out_rows))
+    held = Penrose(made.XW, made.AW, step if X is None else None, layout.shape.dtype, layout.slab_rows)
     seen: Checked
-    seen, later = work.passes(Penrose(made.XW, made.AW, layout.shape.dtype, layout.slab_rows), system, layout.spans)
+    seen, later = work.passes(held, system, layout.spans)
     unchanged(tally, replace(later, identity=(later.identity[0], 0, 0)))
     if job.ridge:
         return replace(certificate, verified=True, ridge_error=float(np.linalg.norm(seen.XA - recipe.XA)))
@@ -208,17 +250,19 @@ def _verified(
     )
 
 
-def _statement(job: Pseudoinverse, c: FactorCertificate) -> str:
+def _statement(job: Pseudoinverse, form: str, c: FactorCertificate) -> str:
     what = "a ridge" if job.ridge else f"rank {c.rank:,}" if not c.full_rank else "full rank"
+    kept = form == "operator"
     if c.penrose is None and c.ridge_error is None:
-        return f"The pseudoinverse, of {what}, was written and not measured: `verify: false` left that out."
+        made = "kept as an operator" if kept else "written"
+        return f"The pseudoinverse, of {what}, was {made} and not measured: `verify: false` left that out."
+    how = "Measured on what the operator makes of your matrix" if kept else "Measured on what was stored"
     if c.ridge_error is not None:
-        return f"XA differs from (AᴴA + λI)⁻¹AᴴA by {c.ridge_error:.1e} (Frobenius norm), measured on what was stored."
+        return f"XA differs from (AᴴA + λI)⁻¹AᴴA by {c.ridge_error:.1e} (Frobenius norm). {how}."
     assert c.penrose is not None
     first, second, third, fourth = c.penrose.values()
     return (
         f"X meets Penrose's four conditions, of {what}: ‖AXA − A‖ is {first:.1e} of ‖A‖, ‖XAX − X‖ {second:.1e} of "
-        f"‖X‖, and AX and XA are Hermitian up to {third:.1e} and {fourth:.1e}. Measured on what was stored; one of the "
-        f"last two by {PROBES} random probes, so it could be {FACTOR_OF_PROBES:.1f} times as large in one case of a "
-        "million."
+        f"‖X‖, and AX and XA are Hermitian up to {third:.1e} and {fourth:.1e}. {how}; one of the last two by {PROBES} "
+        f"random probes, so it could be {FACTOR_OF_PROBES:.1f} times as large in one case of a million."
     )

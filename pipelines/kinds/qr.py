@@ -33,8 +33,8 @@ method, basis_of = exact_method, no_basis
 
 
 def writes(job: QR, *, wide: bool) -> bool:
-    """True when Q is asked for."""
-    return job.form == "explicit" and not wide
+    """True when Q is asked for; an implicit one is read as an explicit one would be."""
+    return job.form != "r" and not wide
 
 
 def steps(job: QR, layout: Layout) -> list[Step]:
@@ -49,8 +49,11 @@ def steps(job: QR, layout: Layout) -> list[Step]:
     needs_tall_for_nan(job, layout)
     one = factor_flops(shape.rows, layout.p, 0) * (4 if shape.dtype.kind == "c" else 1)
     found = [Step("factor", one, factors=True)]
-    if job.form == "explicit":
+    if job.form != "r":
         found.append(Step("orthogonalise", 1.5 * one, factors=True))
+    if job.form == "implicit" and job.verify:
+        found.append(Step("verify", 2.5 * one))
+    if job.form == "explicit":
         size = written_bytes(layout, shape.columns, answer_dtype(job, layout).itemsize)
         found.append(Step("write", (2.5 if job.verify else 1) * one, writes=size))
     return found
@@ -59,6 +62,8 @@ def steps(job: QR, layout: Layout) -> list[Step]:
 def result_bytes(job: QR, layout: Layout) -> int:
     """R, and Q where it is asked for."""
     n, size = layout.shape.columns, answer_dtype(job, layout).itemsize
+    if job.form == "implicit":
+        return 3 * n * n * size
     return n * n * size + (written_bytes(layout, n, size) if job.form == "explicit" else 0)
 
 
@@ -69,7 +74,7 @@ def buffer_bytes(layout: Layout) -> int:
 
 def reason(job: QR, layout: Layout) -> str:  # noqa: ARG001  # the same whatever the shape
     """Why this method."""
-    if job.form == "explicit":
+    if job.form != "r":
         return "indirect TSQR with one re-orthogonalisation: Q orthonormal to roundoff without storing it twice"
     return "TSQR: R from one pass, as accurate as LAPACK at any condition number"
 
@@ -82,11 +87,11 @@ def solve(work: Work) -> Outcome:
     decision, _ = decide(R, tolerance_of(work, tally.rows), exact=False)
     certificate = certificate_of(work, decision, tally)
     large: dict[str, np.ndarray] = {}
-    if job.form == "explicit":
-        R, written = _written(work, R, tally)
-        large = in_memory(work, "Q", written.rows, len(R), columns=False)
+    if job.form != "r":
+        R, written, kept = _written(work, R, tally)
+        large = in_memory(work, "Q", written.rows, len(R), columns=False) if job.form == "explicit" else kept
         if job.verify:
-            misfit = float(np.sqrt(written.misfit.sum())) / (frobenius(R) or 1.0)
+            misfit = written.misfit**0.5 / (frobenius(R) or 1.0)
             gram = float(np.linalg.norm(written.gram - np.eye(len(R))))
             certificate = replace(certificate, verified=True, orthogonality=gram, reconstruction_error=misfit)
     else:
@@ -97,15 +102,19 @@ def solve(work: Work) -> Outcome:
         small["singular_values"] = decision.singular_values
     return Outcome(
         arrays=small | large,
-        dimensions={"R": ("row_of_R", "column"), "Q": ("row", "row_of_R"), "singular_values": ("value",)},
+        dimensions={
+            "R": ("row_of_R", "column"), "Q": ("row", "row_of_R"), "singular_values": ("value",),
+            "R1": ("row_of_R1", "column"), "R2": ("row_of_R", "column_of_R2"), "signs": ("row_of_R",),
+        },
         certificate=certificate,
         shortfalls=tuple(shortfalls_of(certificate, job.require)),
         identity=tally.identity,
-    )
+    )  # fmt: skip
 
 
-def _written(work: Work, R: np.ndarray, tally: Tally) -> tuple[np.ndarray, Projected]:
-    """R of the Q that is written, and what the writing read measured."""
+def _written(work: Work, R: np.ndarray, tally: Tally) -> tuple[np.ndarray, Projected, dict[str, np.ndarray]]:
+    """R of the Q that is written, what the writing read measured, and the factors of an implicit Q."""
+    explicit, verify = work.job.form == "explicit", work.job.verify
     layout, n = work.layout, len(R)
     _needs_independent(R, n)
     basis = orthonormal(work.passes, work.system(), layout, Basis(R), tally)
@@ -114,13 +123,16 @@ def _written(work: Work, R: np.ndarray, tally: Tally) -> tuple[np.ndarray, Proje
         _dependent(n)
     whole, signs = positive_diagonal(basis.R2 @ R)
     step = Project(
-        basis, np.diag(signs) if n else None, whole if work.job.verify else None, layout.shape.dtype, work.dtype,
-        layout.slab_rows, target_of(work, "Q", n, ("row", "row_of_R"), columns=False),
+        basis, np.diag(signs) if n else None, whole if verify else None, layout.shape.dtype,
+        work.dtype if explicit else layout.shape.dtype, layout.slab_rows,
+        target_of(work, "Q", n, ("row", "row_of_R"), columns=False) if explicit else None,
+        keep=explicit, name="write" if explicit else "verify",
     )  # fmt: skip
-    written: Projected
-    written, seen = work.passes(step, work.system(), layout.spans)
-    unchanged(tally, seen)
-    return whole, written
+    written = step.start()
+    if explicit or verify:
+        written, seen = work.passes(step, work.system(), layout.spans)
+        unchanged(tally, seen)
+    return whole, written, {"R1": basis.by, "R2": basis.R2, "signs": signs}
 
 
 def _needs_independent(R: np.ndarray, n: int) -> None:
@@ -143,8 +155,10 @@ def _statement(job: QR, c: FactorCertificate) -> str:
             "backward stable); nothing was measured, since Q was not asked for."
         )
     if c.orthogonality is None or c.reconstruction_error is None:
-        return "Q and R were written and not measured: `verify: false` left that out."
+        made = "were written" if job.form == "explicit" else "are kept as factors"
+        return f"Q and R {made} and not measured: `verify: false` left that out."
+    what = "was written" if job.form == "explicit" else "its factors make"
     return (
         f"QR differs from your matrix by {parts(c.reconstruction_error)}, and QᴴQ from the identity by "
-        f"{c.orthogonality:.1e}: both measured on what was written."
+        f"{c.orthogonality:.1e}: both measured on what {what}."
     )

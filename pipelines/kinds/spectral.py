@@ -107,7 +107,7 @@ def steps(job: Job, layout: Layout) -> list[Step]:
         return [Step("factor", factor_flops(shape.rows, layout.p, 0) * complex_, factors=True)]
     flops = _flops(options, shape.rows, shape.columns, asked_for(job))
     names = ["multiply"] * len(flops) if isinstance(options, Sketch) else ["multiply"] * (len(flops) - 1) + ["resolve"]
-    return [Step(name, one * complex_) for name, one in zip(names, flops, strict=True)]
+    return [Step(name, one * complex_, products=True) for name, one in zip(names, flops, strict=True)]
 
 
 def reason(job: Job, layout: Layout) -> str:
@@ -155,8 +155,8 @@ def certified(work: Work, spectrum: Spectrum) -> tuple[Decision, FactorCertifica
 
 
 def residuals(back: np.ndarray, s: np.ndarray, Vh: np.ndarray) -> np.ndarray:
-    """‖Aᴴuⱼ − sⱼvⱼ‖ (k,) from AᴴU: a singular value of A lies within that of each sⱼ, since A vⱼ = sⱼuⱼ."""
-    found: np.ndarray = np.linalg.norm(back - Vh.conj().T * s, axis=0)
+    """‖Aᴴuⱼ − sⱼvⱼ‖ (k,) from UᴴA: a singular value of A lies within that of each sⱼ, since A vⱼ = sⱼuⱼ."""
+    found: np.ndarray = np.linalg.norm(back - s[:, None] * Vh, axis=1)
     return found
 
 

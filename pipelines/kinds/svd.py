@@ -54,7 +54,7 @@ def steps(job: SVD, layout: Layout) -> list[Step]:
         size = written_bytes(layout, k, answer_dtype(job, layout).itemsize)
         found.append(Step("write", (2 if job.verify else 1) * project, writes=size))
     elif job.verify and len(found) > 1:
-        found.append(Step("verify", 3 * project))
+        found.append(Step("verify", 3 * project, products=True))
     return found
 
 
@@ -97,7 +97,7 @@ def solve(work: Work) -> Outcome:
         if stored:
             large = in_memory(work, columns, written.rows, k, columns=wide)
         if job.verify:
-            misfit = float(np.sqrt(written.misfit.sum())) / (spectrum.norm or 1.0)
+            misfit = written.misfit**0.5 / (spectrum.norm or 1.0)
             gram = float(np.linalg.norm(written.gram - np.eye(k))) if stored else None
             certificate = replace(certificate, verified=True, orthogonality=gram, reconstruction_error=misfit)
         if job.verify and not spectrum.exact:

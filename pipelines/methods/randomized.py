@@ -100,15 +100,16 @@ def _round(
     norm, tally = (before.norm, before.tally) if before else (0.0, None)
     K = Z
     for _ in range(steps):
-        pass_ = Multiply(Z, layout.shape.dtype, layout.slab_rows, first=tally is None)
+        pass_ = Multiply(np.ascontiguousarray(Z.conj().T), layout.shape.dtype, layout.slab_rows, first=tally is None)
         product: Multiplied
         product, seen = passes(pass_, system, layout.spans)
         if tally is None:
             norm, tally = _checked(product, seen, layout), seen
         unchanged(tally, seen)
+        W = product.Wh.conj().T
         if isinstance(options, Sketch):
-            return Found(*_nystrom(Z, product.W), norm, tally)
-        Z = orthonormal_columns(product.W, K if isinstance(options, BlockKrylov) else None)
+            return Found(*_nystrom(Z, W), norm, tally)
+        Z = orthonormal_columns(W, K if isinstance(options, BlockKrylov) else None)
         K = np.hstack([K, Z]) if isinstance(options, BlockKrylov) else Z
     assert tally is not None
     step = replace(factor_pass(layout), p=K.shape[1], t=0, rhs=0, name="resolve", over=Basis(W=K))

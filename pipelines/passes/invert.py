@@ -38,6 +38,8 @@ class Invert(LaterPass):
     stored: np.dtype[Any]
     slab_rows: int
     target: Target | None
+    keep: bool = True
+    """False when nobody wants the rows themselves."""
     group: int = 2**62
     """One state for a span: rows go out in order."""
     fan_in: int = 8
@@ -50,7 +52,8 @@ class Invert(LaterPass):
     def absorb(self, state: Inverted, slab: Slab) -> Inverted:
         a, _ = slab.values(self.dtype)
         x = (self.basis.rows(a) @ self.K.conj().T).astype(self.stored, copy=False)
-        state.rows.add(slab.start, x)
+        if self.keep:
+            state.rows.add(slab.start, x)
         if self.probes:
             omega = gaussian(self.seed, slab.start, slab.start + len(a), self.probes)
             state.XW += x.conj().T @ omega
@@ -76,10 +79,12 @@ class Checked:
 
 @dataclass(frozen=True)
 class Penrose(LaterPass):
-    """Reads A and, as its right-hand sides, Xᴴ."""
+    """Reads A and, as its right-hand sides, Xᴴ; of an operator Xᴴ is made again."""
 
     XW: np.ndarray
     AW: np.ndarray
+    made: Invert | None
+    """What makes Xᴴ where it is not stored."""
     dtype: np.dtype[Any]
     slab_rows: int
     group: int = 64
@@ -92,7 +97,9 @@ class Penrose(LaterPass):
 
     def absorb(self, state: Checked, slab: Slab) -> Checked:
         a, xh = slab.values(self.dtype)
-        assert xh is not None
+        if xh is None:
+            assert self.made is not None
+            xh = self.made.basis.rows(a) @ self.made.K.conj().T
         state.XA += xh.conj().T @ a
         state.skew += squares(a @ self.XW - xh @ self.AW)
         return state

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.kernels.basis import Basis
-from pipelines.kernels.sweep import squares
+from pipelines.kernels.scratch import adjoint, norm2, product
 from pipelines.matrix import Slab, Span
 from pipelines.passes.base import LaterPass
 from pipelines.passes.output import Rows, Target
@@ -18,10 +18,10 @@ class Projected:
 
     gram: np.ndarray
     """YᴴY, (q, q): the identity for orthonormal Y."""
-    misfit: np.ndarray
-    """‖(A − Y F) eⱼ‖² of each column, (n,)."""
+    misfit: float
+    """‖A − Y F‖²."""
     back: np.ndarray
-    """Aᴴ Y, (n, q); (0, q) when it is not asked for."""
+    """Yᴴ A, (q, n); (q, 0) when it is not asked for."""
     rows: Rows
 
 
@@ -40,7 +40,7 @@ class Project(LaterPass):
     measure: bool = False
     """True when YᴴY is wanted without an F."""
     back: int = 0
-    """n when AᴴY is wanted."""
+    """n when YᴴA is wanted."""
     keep: bool = True
     """False when nobody wants the rows themselves."""
     group: int = 2**62
@@ -54,9 +54,8 @@ class Project(LaterPass):
         return self.basis.rank if self.T is None else self.T.shape[1]
 
     def start(self) -> Projected:
-        n = 0 if self.F is None else self.F.shape[1]
-        gram, back = (np.zeros((rows, self.q), self.dtype) for rows in (self.q, self.back))
-        return Projected(gram, np.zeros(n), back, Rows(self.target))
+        gram, back = (np.zeros((self.q, columns), self.dtype) for columns in (self.q, self.back))
+        return Projected(gram, 0.0, back, Rows(self.target))
 
     def absorb(self, state: Projected, slab: Slab) -> Projected:
         a, _ = slab.values(self.dtype)
@@ -69,9 +68,10 @@ class Project(LaterPass):
         if self.measure or self.F is not None:
             state.gram += y.conj().T @ y
         if self.F is not None:
-            state.misfit += squares(a - y @ self.F)
+            left = product(y, self.F, "misfit")
+            state.misfit += norm2(np.subtract(a, left, out=left))
         if self.back:
-            state.back += a.conj().T @ y
+            state.back += product(adjoint(y), a, "back")
         return state
 
     def merge(self, left: Projected, right: Projected) -> Projected:

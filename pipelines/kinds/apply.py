@@ -1,0 +1,296 @@
+"""Products with an operator: QᴴB in one read of A and B, what is made of it in another, and nothing factored."""
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+
+from pipelines.certify import FactorCertificate
+from pipelines.errors import BadData, PlanRefused
+from pipelines.inputs import Inputs
+from pipelines.jobs import Apply, ArraySource
+from pipelines.jobs.apply import OF_M_ROWS
+from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
+from pipelines.kinds.factors import target_of
+from pipelines.layout import Layout, lay_out
+from pipelines.matrix import Source, Tally
+from pipelines.methods.options import Tsqr
+from pipelines.operators import Operator, operator_from
+from pipelines.passes.apply import Gather, Output, Spread
+
+method, basis_of = exact_method, no_basis
+
+OF_Q = ("Q", "Q_adjoint")
+"""What a Q can do; the rest is for a pseudoinverse."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one of `compute` is of the system S = Q F, which is A, or Aᴴ when A is wide."""
+
+    gathers: bool = False
+    """True when QᴴB is needed."""
+    spreads: bool = False
+    """True when there is a row of it for each row of S."""
+    large: bool = False
+    """True when B has a row for each row of S."""
+
+
+def role_of(compute: str, *, wide: bool) -> Role:
+    """Which reads it takes: a sum over the rows of S, something for each of them, both, or none."""
+    down, up, small = Role(gathers=True, large=True), Role(spreads=True), Role()
+    onto = Role(gathers=True, spreads=True, large=True)
+    if compute in ("pinv", "pinv_adjoint"):
+        return up if (compute == "pinv") == wide else down
+    if compute in OF_Q:
+        return up if compute == "Q" else down
+    if compute == "leverage":
+        return small if wide else Role(spreads=True)
+    return onto if (compute in OF_M_ROWS) != wide else small
+
+
+def resolved(job: Apply) -> Apply:
+    """The job with the operator opened, and with what its own file says of A where this one says nothing.
+
+    Raises:
+        BadData: there is no such operator, or it cannot do what is asked for.
+        PlanRefused: it was factored from an array in memory, and no matrix is given.
+    """
+    if isinstance(job.operator, Operator):
+        return job
+    held = operator_from(job.operator)
+    wrong = [one for one in job.compute if (one in OF_Q) != held.is_q]
+    if wrong:
+        able = "Q and Q_adjoint" if held.is_q else "pinv, pinv_adjoint, the four projections and leverage"
+        raise BadData(
+            f"`compute: {wrong[0]}` is asked for, and the operator {held.where} is of kind "
+            f"{held.summary['kind']}, which can do {able}."
+        )
+    then = held.summary["job"]
+    matrix = job.matrix if job.matrix is not None else _where_it_was(held)
+    changes = {name: then[name] for name in ("nan", "missing_chunks") if getattr(job, name) == "as_factored"}
+    return job.model_copy(update={"operator": held, "matrix": matrix, **changes})
+
+
+def _where_it_was(held: Operator) -> Any:
+    then = held.summary["job"]["matrix"]
+    if isinstance(then, str):
+        return then
+    if "url" in then:
+        return ArraySource(**then)
+    raise PlanRefused(
+        f"The operator was factored from an array in memory ({then.get('array')} of shape {then.get('shape')}), which "
+        "no result can hold. Give `matrix`, the same array."
+    )
+
+
+def as_factored(job: Apply, inputs: Inputs) -> Layout:
+    """The cut that A was factored with: Q is orthonormal only when its rows are made in the same slabs again."""
+    plan, options = job.operator.summary["plan"], Tsqr()
+    layout = lay_out(
+        replace(inputs.shape, k=0),
+        block=None, products=options.products, slab_bytes=None, span_seconds=options.span_seconds, writes=True,
+    )  # fmt: skip
+    layout = replace(
+        layout,
+        shape=inputs.shape,
+        slab_rows=plan["slab_rows"],
+        block_rows=plan["block_rows"],
+        span_rows=plan["span_rows"],
+        given=inputs.given,
+    )
+    return layout
+
+
+def writes(job: Apply, *, wide: bool) -> bool:
+    """True when something has a row for each row of the system."""
+    return any(role_of(one, wide=wide).spreads for one in job.compute)
+
+
+def steps(job: Apply, layout: Layout) -> list[Step]:
+    """At most two reads, whatever is asked for."""
+    shape, r = layout.shape, job.operator.basis.rank
+    _must_be_as_it_was(job, layout)
+    roles = [role_of(one, wide=shape.wide) for one in job.compute]
+    complex_ = 4 if shape.dtype.kind == "c" else 1
+    rows_of_q = 1.5 * shape.rows * shape.columns * r * complex_
+    each = 2.0 * shape.rows * r * max(1, shape.k) * complex_
+    found = []
+    if any(role.gathers for role in roles):
+        found.append(Step("gather", rows_of_q + each))
+    if any(role.spreads for role in roles):
+        size = _large_bytes(job, layout)
+        found.append(Step("write", rows_of_q + each * len(roles), writes=size))
+    return found
+
+
+def _must_be_as_it_was(job: Apply, layout: Layout) -> None:
+    shape, held = layout.shape, job.operator
+    now = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
+    if now != held.shape:
+        raise BadData(
+            f"The matrix is {now[0]:,} × {now[1]:,} now, and was {held.shape[0]:,} × {held.shape[1]:,} when the "
+            f"operator {held.where} was made. Give the same matrix, or factor this one."
+        )
+
+
+def _large_bytes(job: Apply, layout: Layout) -> int:
+    shape, itemsize = layout.shape, answer_dtype(job, layout).itemsize
+    return sum(
+        shape.rows * (1 if one == "leverage" else max(1, shape.k)) * itemsize
+        for one in job.compute
+        if role_of(one, wide=shape.wide).spreads
+    )
+
+
+def result_bytes(job: Apply, layout: Layout) -> int:
+    """All that is computed."""
+    small = layout.shape.columns * max(1, layout.shape.k) * len(job.compute) * answer_dtype(job, layout).itemsize
+    return small + _large_bytes(job, layout)
+
+
+def buffer_bytes(layout: Layout) -> int:
+    """Rows of Q and of what is made of them; B and the outputs on their way to a chunk."""
+    k = max(1, layout.shape.k)
+    rows = 4 * layout.slab_rows * layout.shape.columns + 8 * (layout.out_rows + layout.block_rows) * k
+    return rows * layout.shape.dtype.itemsize
+
+
+def reason(job: Apply, layout: Layout) -> str:
+    """Why this method."""
+    many = len(steps(job, layout))
+    reads = "no read of A: all of it follows from the factors" if not many else f"{many} read{'s' if many > 1 else ''}"
+    return f"with the factors of {job.operator.where}, {reads}"
+
+
+def solve(work: Work) -> Outcome:
+    """Each of what is computed."""
+    job, layout, held = work.job, work.layout, work.job.operator
+    wide, vector = layout.shape.wide, work.inputs.vector
+    roles = {one: role_of(one, wide=wide) for one in job.compute}
+    large = next((role.large for one, role in roles.items() if one != "leverage"), False)
+    b = work.inputs.b
+    B = _whole(b, layout.shape.dtype) if b is not None and not large else None
+    system = replace(work.system(b if large else None), b_decides=False)
+    identity: tuple[int, int, int] = (held.fingerprint or 0, 0, 0)
+    gathered: np.ndarray | None = None
+    arrays: dict[str, np.ndarray] = {}
+    if any(role.gathers for role in roles.values()):
+        gathered, tally = work.passes(
+            Gather(held.basis, layout.shape.k, layout.shape.dtype, layout.slab_rows), system, layout.spans
+        )
+        _check_rhs(tally)
+        identity = _unchanged(held, work.inputs, tally)
+    outputs = []
+    for one, role in roles.items():
+        if role.spreads:
+            outputs.append(_output(work, one, held, gathered, B))
+        elif role.gathers:
+            assert gathered is not None
+            arrays[one] = gathered if held.K is None else held.K @ gathered
+            if held.signs is not None:
+                arrays[one] = held.signs.conj()[:, None] * gathered
+        else:
+            arrays[one] = _small(one, held, B)
+    if outputs:
+        step = Spread(held.basis, tuple(outputs), layout.shape.dtype, work.dtype, layout.slab_rows)
+        written, tally = work.passes(step, system, layout.spans)
+        identity = _unchanged(held, work.inputs, tally)
+        if work.staging is None:
+            arrays |= {
+                output.name: rows.together(output.C.shape[1], np.dtype(float) if output.quadratic else work.dtype)
+                for output, rows in zip(outputs, written, strict=True)
+            }
+    arrays = {name: _as_stored(name, array, work, vector=vector) for name, array in arrays.items()}
+    return Outcome(
+        arrays=arrays,
+        dimensions={name: _dimensions(name, array.ndim) for name, array in arrays.items()},
+        certificate=_certificate(held, work.warnings),
+        shortfalls=(),
+        identity=identity,
+    )
+
+
+def _check_rhs(tally: Tally) -> None:
+    if tally.bad:
+        assert tally.first is not None
+        row, column, _ = tally.first
+        raise BadData(_not_finite(f"{tally.bad:,} entries of the rhs are", row, column))
+
+
+def _not_finite(what: str, row: int, column: int) -> str:
+    return (
+        f"{what} NaN or infinite; the first is at row {row:,}, column {column:,} (counted from 0). Nothing can be made "
+        "of them: give a B of finite numbers, or factor A without those rows."
+    )
+
+
+def _whole(source: Source, dtype: np.dtype[Any]) -> np.ndarray:
+    """B with as many rows as the small side, which fits in memory as the factors do."""
+    B = source.read(0, source.shape[0]).astype(dtype)
+    if not np.isfinite(B).all():
+        bad = np.argwhere(~np.isfinite(B))
+        raise BadData(_not_finite(f"{len(bad):,} entries of the rhs are", *bad[0]))
+    return B
+
+
+def _output(work: Work, one: str, held: Operator, gathered: np.ndarray | None, B: np.ndarray | None) -> Output:
+    """What goes out for each row of the system."""
+    rest = one in ("project_left_null", "project_null")
+    if one == "leverage":
+        C = np.eye(held.basis.rank, dtype=work.layout.shape.dtype) if held.middle is None else held.middle
+    elif gathered is not None and role_of(one, wide=work.layout.shape.wide).gathers:
+        C = gathered if held.middle is None else held.middle @ gathered
+    else:
+        assert B is not None
+        C = held.K.conj().T @ B if held.K is not None else cast(np.ndarray, held.signs)[:, None] * B
+    width = 1 if one == "leverage" else C.shape[1]
+    dtype = np.dtype(np.float64) if one == "leverage" else None
+    vector = one == "leverage" or work.inputs.vector
+    target = target_of(work, one, width, ("row", "rhs"), columns=False, vector=vector, dtype=dtype)
+    return Output(one, C, target, rest=rest, quadratic=one == "leverage")
+
+
+def _small(one: str, held: Operator, B: np.ndarray | None) -> np.ndarray:
+    """What takes no read: it lies in the space of the small side."""
+    if one == "leverage":
+        columns = held.basis.by.shape[0]
+        if held.small is not None:
+            return np.asarray(held.small.diagonal().real.copy())
+        return np.ones(columns) if held.V is None else (np.abs(held.V) ** 2).sum(axis=1)
+    assert B is not None
+    onto = held.onto_rows(B)
+    return B - onto if one in ("project_left_null", "project_null") else onto
+
+
+def _as_stored(name: str, array: np.ndarray, work: Work, *, vector: bool) -> np.ndarray:
+    """In the answer's type, and one-dimensional where the right-hand side was."""
+    if name == "leverage":
+        return array.reshape(-1)
+    array = array.astype(work.dtype, copy=False)
+    return array[:, 0] if vector and array.ndim == 2 else array
+
+
+def _dimensions(name: str, ndim: int) -> tuple[str, ...]:
+    first = {"pinv": "column", "project_row_space": "column", "project_null": "column", "Q_adjoint": "row_of_R"}
+    return (first.get(name, "row"), "rhs")[:ndim]
+
+
+def _unchanged(held: Operator, inputs: Inputs, tally: Tally) -> tuple[int, int, int]:
+    """The identity of what was read, which has to be that of what was factored."""
+    if held.fingerprint is not None and "matrix" in inputs.infos and tally.identity[0] != held.fingerprint:
+        raise BadData(
+            f"The matrix at {inputs.infos['matrix'].url} is not what the operator {held.where} was "
+            "made from: its chunks were written again, or it was copied without their times. Factor it again."
+        )
+    return tally.identity
+
+
+def _certificate(held: Operator, warnings: tuple[str, ...]) -> FactorCertificate:
+    c = held.result.certificate
+    assert isinstance(c, FactorCertificate)
+    said = (
+        "Products with the operator, not measured themselves; their error is that of the operator, which said of "
+        f"itself: {c.statement}"
+    )
+    return replace(c, statement=said, verified=False, warnings=warnings)

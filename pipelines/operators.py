@@ -1,0 +1,143 @@
+"""A pseudoinverse or a Q kept as an operator: small factors and the address of A, which is read again to apply them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.errors import BadData
+from pipelines.kernels.basis import Basis
+from pipelines.result import Result, open_result
+
+FORMS = {"pseudoinverse": "operator", "qr": "implicit"}
+"""The forms of results that can be applied, by kind of job."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """S = Q F for the system S of rows, which is A (m, n) or, when A is wide, Aᴴ; and S⁺ = K Qᴴ."""
+
+    result: Result
+    basis: Basis
+    """The rows of Q from those of S."""
+    K: np.ndarray | None
+    """(columns of S, r); None for a Q alone."""
+    V: np.ndarray | None
+    """Orthonormal columns that span the rows of S which count; None when all do."""
+    middle: np.ndarray | None
+    """S S⁺ = Q · middle · Qᴴ, (r, r); None for the identity, which it is without a ridge."""
+    small: np.ndarray | None
+    """S⁺ S, (columns, columns); None for the identity or V Vᴴ."""
+    signs: np.ndarray | None
+    """Of the columns of an explicit Q, (n,)."""
+
+    @property
+    def url(self) -> str | None:
+        """Where it is stored."""
+        return self.result.url
+
+    @property
+    def where(self) -> str:
+        """Where it is stored, for people."""
+        return self.result.url or "in memory"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the result says of itself."""
+        return self.result.summary
+
+    @property
+    def is_q(self) -> bool:
+        """True for the Q of a QR factorisation."""
+        return self.K is None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """M and n of A."""
+        m, n = self.summary["plan"]["shape"][:2]
+        return int(m), int(n)
+
+    @property
+    def fingerprint(self) -> int | None:
+        """Of A's chunks when it was factored; None for an array that was never stored."""
+        stored = self.summary["input"].get("matrix")
+        return None if stored is None else int(stored["fingerprint"], 16)
+
+    def onto_rows(self, B: np.ndarray) -> np.ndarray:
+        """S⁺ S B for B (columns, k), which takes no read."""
+        if self.small is not None:
+            return np.asarray(self.small @ B)
+        return B if self.V is None else np.asarray(self.V @ (self.V.conj().T @ B))
+
+
+def operator_from(given: Any) -> Operator:
+    """The operator that a result holds.
+
+    Raises:
+        BadData: there is no result, or it holds no operator.
+    """
+    result = given if isinstance(given, Result) else open_result(str(given))
+    job = result.summary.get("job", {})
+    kind, form = str(result.summary.get("kind")), result.summary.get("form", job.get("form"))
+    where = result.url or "in memory"
+    if kind not in FORMS:
+        raise BadData(
+            f"The result {where} is of kind {kind}, and `kind: apply` needs an operator: of kind pseudoinverse with "
+            "form: operator, or of kind qr with form: implicit."
+        )
+    if form != FORMS[kind]:
+        written = "pinv" if kind == "pseudoinverse" else "R alone" if form == "r" else "Q"
+        raise BadData(
+            f"The result {where} of kind {kind} holds {written} (form: {form}) and no operator. "
+            f"Run its job again with `form: {FORMS[kind]}`"
+            + (", or multiply by what is there." if form != "r" else ".")
+        )
+    return _qr(result) if kind == "qr" else _pseudoinverse(result)
+
+
+def _qr(result: Result) -> Operator:
+    basis = Basis(R=np.asfortranarray(result["R1"]), R2=np.asfortranarray(result["R2"]))
+    return Operator(result, basis, None, None, None, None, result["signs"])
+
+
+def _pseudoinverse(result: Result) -> Operator:
+    R2, K, ridge = np.asfortranarray(result["R2"]), result["K"], float(result.summary["job"]["ridge"])
+    if "R1" in result.names:
+        return Operator(result, Basis(R=np.asfortranarray(result["R1"]), R2=R2), K, None, None, None, None)
+    W = result["W"]
+    basis, norms = Basis(W=W, R2=R2), np.linalg.norm(W, axis=0)
+    V = W / np.where(norms > 0, norms, 1)  # W = V S⁻¹
+    if not ridge:
+        return Operator(result, basis, K, V, None, None, None)
+    F = (R2 / np.where(norms > 0, norms, 1)) @ V.conj().T
+    return Operator(result, basis, K, None, F @ K, K @ F, None)
+
+
+def operator_of(result: Result | str, client: Any = None, matrix: Any = None) -> Any:
+    """A result as scipy.sparse.linalg.LinearOperator: A⁺ (n, m), or Q (m, n); each product reads A once.
+
+    `matrix` is A where it lies now, and has to be given when it was an array in memory; `client` as for `run`.
+
+    Raises:
+        BadData: the result holds no operator.
+    """
+    from scipy.sparse.linalg import LinearOperator
+
+    from pipelines.execute import run
+    from pipelines.jobs import Apply
+
+    held = operator_from(result)
+    m, n = held.shape
+    forward, back = ("Q", "Q_adjoint") if held.is_q else ("pinv", "pinv_adjoint")
+
+    def apply(what: str, B: np.ndarray) -> np.ndarray:
+        return run(Apply(operator=held.result, compute=(what,), rhs=B, matrix=matrix), client)[what]
+
+    return LinearOperator(
+        (m, n) if held.is_q else (n, m),
+        matvec=lambda b: apply(forward, b.reshape(-1)),
+        rmatvec=lambda b: apply(back, b.reshape(-1)),
+        matmat=lambda B: apply(forward, B),
+        rmatmat=lambda B: apply(back, B),
+        dtype=held.basis.dtype,
+    )

@@ -1,0 +1,91 @@
+"""Products with Q, whose rows are made again from those of A: QᴴB in one read, Q C and what goes with it in another."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.kernels.basis import Basis
+from pipelines.matrix import Slab
+from pipelines.passes.base import LaterPass
+from pipelines.passes.output import Rows, Target
+
+
+@dataclass(frozen=True)
+class Gather(LaterPass):
+    """QᴴB (r, k): the state is the sum itself."""
+
+    basis: Basis
+    k: int
+    dtype: np.dtype[Any]
+    slab_rows: int
+    group: int = 64
+    fan_in: int = 8
+    name: str = "gather"
+
+    def start(self) -> np.ndarray:
+        return np.zeros((self.basis.rank, self.k), self.dtype)
+
+    def absorb(self, state: np.ndarray, slab: Slab) -> np.ndarray:
+        a, b = slab.values(self.dtype)
+        assert b is not None
+        state += self.basis.rows(a).conj().T @ b
+        return state
+
+    def merge(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return left + right
+
+    def finite(self, state: np.ndarray) -> bool:
+        # A NaN in bᵢⱼ makes all of column j NaN; A was looked at when it was factored.
+        return bool(np.isfinite(state).all())
+
+
+@dataclass(frozen=True)
+class Output:
+    """Rows that are made of q and b: q C, or b − q C, or the real number q C qᴴ."""
+
+    name: str
+    C: np.ndarray
+    """(r, k); (r, r) for a quadratic form."""
+    target: Target | None
+    rest: bool = False
+    """True for b − q C."""
+    quadratic: bool = False
+    """True for q C qᴴ."""
+
+
+@dataclass(frozen=True)
+class Spread(LaterPass):
+    """The state holds each output's rows on their way out."""
+
+    basis: Basis
+    outputs: tuple[Output, ...]
+    dtype: np.dtype[Any]
+    stored: np.dtype[Any]
+    slab_rows: int
+    group: int = 2**62
+    """One state for a span: rows go out in order."""
+    fan_in: int = 8
+    name: str = "write"
+
+    def start(self) -> list[Rows]:
+        return [Rows(output.target) for output in self.outputs]
+
+    def absorb(self, state: list[Rows], slab: Slab) -> list[Rows]:
+        a, b = slab.values(self.dtype)
+        q = self.basis.rows(a)
+        for rows, output in zip(state, self.outputs, strict=True):
+            y = q @ output.C
+            if output.quadratic:
+                y = np.einsum("ij,ij->i", y, q.conj()).real[:, None]
+            elif output.rest:
+                assert b is not None
+                y = b - y
+            rows.add(slab.start, y if output.quadratic else y.astype(self.stored, copy=False))
+        return state
+
+    def merge(self, left: list[Rows], right: list[Rows]) -> list[Rows]:
+        return [one + other for one, other in zip(left, right, strict=True)]
+
+    def finish(self, state: list[Rows], span: Any) -> list[Rows]:
+        return [rows.end() for rows in state]
