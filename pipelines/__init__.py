@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.jobs import ArraySource as ArraySource
     from pipelines.jobs import LeastSquares as LeastSquares
     from pipelines.jobs import LowRank as LowRank
+    from pipelines.jobs import PCATransform as PCATransform
     from pipelines.jobs import Pseudoinverse as Pseudoinverse
     from pipelines.load import load_job as load_job
     from pipelines.operators import operator_of as operator_of
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "PCA": "pipelines.jobs",
+    "PCATransform": "pipelines.jobs",
     "QR": "pipelines.jobs",
     "SVD": "pipelines.jobs",
     "Pseudoinverse": "pipelines.jobs",
@@ -55,6 +57,7 @@ __all__ = [
     "Certificate",
     "LeastSquares",
     "LowRank",
+    "PCATransform",
     "Pseudoinverse",
     "Result",
     "load_job",

@@ -43,7 +43,11 @@ def run(job: Job, client: Any = None, listener: Listener = ignore, resources: Re
     inputs = inputs.cut(layout)
     resources = resources or (_resources_of(client) if client else this_machine())
     plan = plan_of(job, inputs, layout, resources, load_rates())
-    staging = None if job.output is None else Staging(job.output, run_id, overwrite=job.overwrite)
+    staging = (
+        None
+        if job.output is None
+        else Staging(job.output, run_id, overwrite=job.overwrite, compressor=getattr(job, "compressor", "none"))
+    )
     engine = Engine(client, listener, job.no_progress_timeout, resources.threads)
     kind = kind_of(job)
     try:

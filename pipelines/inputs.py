@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.errors import BadData, PlanRefused
-from pipelines.jobs import Apply, ArraySource, Job, LeastSquares
+from pipelines.jobs import Apply, ArraySource, Job, LeastSquares, PCATransform
 from pipelines.jobs.apply import OF_M_ROWS
 from pipelines.jobs.base import as_source
 from pipelines.layout import Layout, Shape
@@ -95,7 +95,7 @@ def open_inputs(job: Job, run: str) -> Inputs:
     infos: dict[str, storage.ArrayInfo] = {}
     A = _open(job.matrix, "matrix", fill, run, infos, most=2)
     m, n = A.shape
-    wide = m < n
+    wide = m < n and not isinstance(job, PCATransform)  # which takes rows as they are, however long
     b, weights = _sides(job, fill, run, infos, m) if isinstance(job, LeastSquares) else (None, None)
     if isinstance(job, Apply) and job.rhs is not None:
         b = _applied_to(job, fill, run, infos, (m, n))
@@ -137,12 +137,14 @@ def _applied_to(
     b = _open(job.rhs, "rhs", fill, run, infos, most=2)
     m, n = shape
     first = next(one for one in job.compute if one != "leverage")
-    needed = m if first in OF_M_ROWS else n
+    needed, side = (m, "rows") if first in OF_M_ROWS else (n, "columns")
+    of = f"the matrix ({m:,} × {n:,})"
+    if first == "Q":
+        needed, of = job.operator.basis.rank, f"Q ({m:,} × {job.operator.basis.rank:,})"
     if b.shape[0] != needed:
-        side = "rows" if needed == m else "columns"
         raise BadData(
             f"The rhs has {b.shape[0]:,} rows, and `compute: {first}` takes {needed:,}, one for each of the {side} of "
-            f"the matrix ({m:,} × {n:,}). Give a B of {needed:,} rows."
+            f"{of}. Give a B of {needed:,} rows."
         )
     return b
 

@@ -96,7 +96,9 @@ def operator_from(given: Any) -> Operator:
 
 
 def _qr(result: Result) -> Operator:
-    basis = Basis(R=np.asfortranarray(result["R1"]), R2=np.asfortranarray(result["R2"]))
+    R1 = np.asfortranarray(result["R1"])
+    order = result["P"][: len(R1)] if "P" in result.names else None
+    basis = Basis(R=R1, R2=np.asfortranarray(result["R2"]), order=order)
     return Operator(result, basis, None, None, None, None, result["signs"])
 
 
@@ -114,7 +116,7 @@ def _pseudoinverse(result: Result) -> Operator:
 
 
 def operator_of(result: Result | str, client: Any = None, matrix: Any = None) -> Any:
-    """A result as scipy.sparse.linalg.LinearOperator: A⁺ (n, m), or Q (m, n); each product reads A once.
+    """A result as scipy.sparse.linalg.LinearOperator: A⁺ (n, m), or Q (m, r); each product reads A once.
 
     `matrix` is A where it lies now, and has to be given when it was an array in memory; `client` as for `run`.
 
@@ -134,7 +136,7 @@ def operator_of(result: Result | str, client: Any = None, matrix: Any = None) ->
         return run(Apply(operator=held.result, compute=(what,), rhs=B, matrix=matrix), client)[what]
 
     return LinearOperator(
-        (m, n) if held.is_q else (n, m),
+        (m, held.basis.rank) if held.is_q else (n, m),
         matvec=lambda b: apply(forward, b.reshape(-1)),
         rmatvec=lambda b: apply(back, b.reshape(-1)),
         matmat=lambda B: apply(forward, B),

@@ -241,6 +241,8 @@ def _opened(kind: str, summary: Mapping[str, Any], output: str) -> str:
     if (summary.get("form") or job.get("form")) in ("operator", "implicit"):
         return f'operator_of; operator_of("{output}")'
     main = f'["{job["compute"][0]}"]' if kind == "apply" else _MAIN.get(kind, ".x")
+    if kind == "pca_transform":
+        main = '["reconstruction"]' if job.get("inverse") else '["scores"]'
     return f'open_result; open_result("{output}"){main}'
 
 

@@ -251,6 +251,16 @@ def test_a_b_of_the_wrong_shape_is_refused_before_reading(stored):
         run(Apply(operator=operator, rhs=b, compute="pinv_adjoint"))
 
 
+def test_a_q_that_stops_at_the_rank_takes_as_many_rows(rng):
+    A = rng.standard_normal((50, 3)) @ rng.standard_normal((3, 8))
+    kept = run(QR(matrix=A, form="implicit", pivoting=True))
+    with pytest.raises(BadData, match=r"`compute: Q` takes 3, one for each of the columns of Q \(50 × 3\)"):
+        run(Apply(operator=kept, matrix=A, rhs=np.ones(8), compute="Q"))
+    Q = operator_of(kept, matrix=A)
+    assert Q.shape == (50, 3)
+    np.testing.assert_allclose(Q.H @ (Q @ np.eye(3)), np.eye(3), atol=1e-13)
+
+
 def test_what_is_no_operator_says_what_it_is(stored, tmp_path, rng):
     A, _, _, matrix, operator, b, _ = stored
     run(Pseudoinverse(matrix=matrix, form="explicit", output=f"{tmp_path}/written"))

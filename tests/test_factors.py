@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from pipelines import QR, SVD, Pseudoinverse, make_plan, open_result, run
+from pipelines import QR, SVD, Apply, Pseudoinverse, make_plan, open_result, run
 from pipelines.errors import BadData, PlanRefused
 from pipelines.kernels.gaussian import gaussian
 from pipelines.plan import Resources
@@ -87,7 +88,7 @@ def test_r_alone_takes_one_read_and_is_numpys_up_to_signs(rng):
 def test_dependent_columns_have_no_explicit_q():
     A = np.random.default_rng(0).standard_normal((100, 5))
     A[:, 3] = 0
-    with pytest.raises(BadData, match=r"The 5 columns of the matrix are not independent.*use kind: svd"):
+    with pytest.raises(BadData, match=r"The 5 columns of the matrix are not independent.*set `pivoting: true`"):
         run(QR(matrix=A, form="explicit"))
 
 
@@ -98,6 +99,38 @@ def test_columns_that_depend_on_others_up_to_rounding_have_one_as_in_numpy():
     assert result.certificate.rank == 4
     assert result.certificate.orthogonality < 1e-14
     assert result.certificate.reconstruction_error < 1e-15
+
+
+@pytest.mark.parametrize("dtype", [float, complex])
+@pytest.mark.parametrize("form", ["r", "explicit", "implicit"])
+def test_pivoted_columns_reveal_the_rank_and_need_no_independence(rng, form, dtype):
+    A = deficient(rng, 300, 20, rank=7, dtype=dtype)
+    A[:, 3] *= 1e-9  # in other units it is as independent as before
+    result = run(QR(matrix=A, form=form, pivoting=True))
+    R, P = result["R"], result["P"]
+    assert R.shape == (7, 20)
+    assert sorted(P) == list(range(20))
+    diagonal = np.abs(R.diagonal() / np.linalg.norm(A[:, P[:7]], axis=0))
+    assert (diagonal[1:] <= 2.1 * diagonal[:-1]).all()  # scaled by powers of two, so up to a factor of two
+    np.testing.assert_allclose(R.conj().T @ R, A[:, P].conj().T @ A[:, P], atol=1e-10 * np.linalg.norm(A) ** 2)
+    if form == "explicit":
+        Q = result["Q"]
+        assert np.linalg.norm(Q.conj().T @ Q - np.eye(7)) < 1e-14 * 300
+        np.testing.assert_allclose(Q @ R, A[:, P], atol=1e-12 * np.linalg.norm(A))
+        assert result.certificate.reconstruction_error < 1e-14
+    if form == "implicit":
+        C = rng.standard_normal((7, 2))
+        Q = run(QR(matrix=A, form="explicit", pivoting=True))["Q"]
+        np.testing.assert_allclose(run(Apply(operator=result, matrix=A, rhs=C, compute="Q"))["Q"], Q @ C, atol=1e-12)
+
+
+def test_the_order_of_independent_columns_is_scipys_where_they_are_of_one_length(rng):
+    A = rng.standard_normal((400, 12))
+    A /= np.linalg.norm(A, axis=0)
+    theirs = scipy.linalg.qr(A, mode="economic", pivoting=True)
+    ours = run(QR(matrix=A, form="explicit", pivoting=True))
+    assert np.array_equal(ours["P"], theirs[2])
+    np.testing.assert_allclose(np.abs(ours["R"]), np.abs(theirs[1]), atol=1e-13)
 
 
 def test_a_wide_matrix_is_refused_before_reading():
@@ -285,6 +318,17 @@ def test_each_chunk_of_a_makes_one_chunk_of_the_result(save, tmp_path, kind, lay
     assert stored.chunks == ((12, chunk) if name == "pinv" else (chunk, 12))
     assert np.array_equal(open_result(f"{tmp_path}/result")[name], stored[...])
     assert result.certificate == open_result(f"{tmp_path}/result").certificate
+
+
+@pytest.mark.parametrize("compressor", ["none", "zstd", "blosc", "gzip"])
+def test_large_results_are_compressed_as_asked_and_checked(save, tmp_path, compressor, rng):
+    matrix = save("A", rng.integers(0, 3, (1000, 12)), (100, 12))
+    result = run(Pseudoinverse(matrix=matrix, output=f"{tmp_path}/result", compressor=compressor))
+    stored = zarr.open_array(f"{tmp_path}/result/pinv", mode="r")
+    names = [type(codec).__name__.removesuffix("Codec").lower() for codec in stored.compressors]
+    assert names == [*([] if compressor == "none" else [compressor]), "crc32c"]
+    np.testing.assert_allclose(stored[...], run(Pseudoinverse(matrix=matrix))["pinv"], atol=1e-14)
+    assert max(result.certificate.penrose.values()) < 1e-13
 
 
 @pytest.mark.parametrize("kind", ["svd", "pseudoinverse"])

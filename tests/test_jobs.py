@@ -176,7 +176,7 @@ def test_the_commented_example_has_every_field_in_order_at_its_default(kind):
     example = load_job(path)
     given = {
         name: getattr(example, name)
-        for name in ("matrix", "rhs", "output", "rank", "operator", "compute")
+        for name in ("matrix", "rhs", "output", "rank", "operator", "compute", "pca")
         if hasattr(example, name)
     }
     assert written == list(model.model_fields)

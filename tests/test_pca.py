@@ -6,7 +6,7 @@ import zarr
 from sklearn import decomposition
 from sklearn.datasets import load_digits
 
-from pipelines import PCA, Pseudoinverse, make_plan, open_result, run
+from pipelines import PCA, PCATransform, Pseudoinverse, make_plan, open_result, run
 from pipelines.errors import BadData, PlanRefused
 
 
@@ -142,8 +142,10 @@ def test_scores_are_written_in_the_chunks_of_the_matrix(save, tmp_path, rng):
 
 
 def test_what_cannot_be_done_is_refused_before_reading():
-    with pytest.raises(PlanRefused, match="The matrix is 5 × 100, and kind: pca needs at least as many rows"):
-        make_plan(PCA(matrix=np.ones((5, 100))))
+    with pytest.raises(PlanRefused, match="nan: omit_rows needs at least as many rows as columns, and the matrix is 5"):
+        make_plan(PCA(matrix=np.ones((5, 100)), nan="omit_rows"))
+    with pytest.raises(PlanRefused, match="6 components are asked for, and the matrix has 5 rows"):
+        make_plan(PCA(matrix=np.ones((5, 100)), n_components=6))
     with pytest.raises(PlanRefused, match="21 components are asked for, and the matrix has 20 columns"):
         make_plan(PCA(matrix=np.ones((100, 20)), n_components=21))
     with pytest.raises(BadData, match="A variance needs at least 2 rows, and the matrix has 1"):
@@ -168,3 +170,117 @@ def test_the_pseudoinverse_of_the_digits_whose_rank_is_61():
     assert result.certificate.rank == 61
     np.testing.assert_allclose(result["pinv"], np.linalg.pinv(A), atol=1e-12)
     assert max(result.certificate.penrose.values()) < 1e-11
+
+
+# Wide matrices: few samples of many features
+
+
+@pytest.mark.parametrize("dtype", [float, complex])
+@pytest.mark.parametrize("nan", ["error", "mean"])
+@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_a_wide_matrix_is_centred_and_scaled_as_a_tall_one(rng, offset, scale, nan, dtype):
+    A = (rng.standard_normal((12, 300)) * np.geomspace(1, 1e-3, 300)).astype(dtype) + offset * rng.standard_normal(300)
+    if dtype is complex:
+        A += 1j * rng.standard_normal(A.shape)
+    filled = A.copy()
+    if nan == "mean":
+        A[3, 5] = A[7, 100] = np.nan
+        filled = np.where(np.isnan(A), np.nanmean(A, axis=0), A)
+    result = run(PCA(matrix=A, scale=scale, nan=nan, scores=True))
+    mean = filled.mean(axis=0)
+    centred = filled - mean
+    if scale:
+        centred /= centred.std(axis=0, ddof=1)
+        np.testing.assert_allclose(result["scale"], filled.std(axis=0, ddof=1), rtol=1e-9)
+    digits = 1e-12 * max(1, offset) * (1e3 if scale else 1)
+    s = np.linalg.svd(centred, compute_uv=False)
+    np.testing.assert_allclose(result["mean"], mean, atol=1e-15 * max(1, offset))
+    np.testing.assert_allclose(result["singular_values"], s[:11], rtol=1e-9)
+    np.testing.assert_allclose(result["explained_variance"], s[:11] ** 2 / 11, rtol=1e-9)
+    C = result["components"]
+    np.testing.assert_allclose(C @ C.conj().T, np.eye(11), atol=1e-13)
+    np.testing.assert_allclose(result["scores"] @ C, centred, atol=digits)
+    assert result.certificate.orthogonality < 1e-12
+
+
+def test_components_of_a_wide_matrix_are_written_in_its_chunks(save, tmp_path, rng):
+    A = rng.standard_normal((10, 1000))
+    job = PCA(
+        matrix=save("A", A, (10, 64)), n_components=3, scale=True, whiten=True, scores=True, output=f"{tmp_path}/r"
+    )
+    run(job)
+    stored, mean = (zarr.open_array(f"{tmp_path}/r/{name}", mode="r") for name in ("components", "mean"))
+    assert stored.chunks == (3, 64)
+    assert mean.chunks == (64,)
+    theirs = decomposition.PCA(3, whiten=True, svd_solver="full").fit((A - A.mean(axis=0)) / A.std(axis=0, ddof=1))
+    np.testing.assert_allclose(np.abs(stored[...]), np.abs(theirs.components_), atol=1e-10)
+    result = open_result(f"{tmp_path}/r")
+    np.testing.assert_allclose(result["explained_variance"], theirs.explained_variance_, rtol=1e-10)
+    np.testing.assert_allclose(result["scores"].std(axis=0, ddof=1), 1, rtol=1e-10)
+    np.testing.assert_allclose(mean[...], A.mean(axis=0), atol=1e-14)
+
+
+def test_faults_of_a_wide_matrix_are_named_as_they_lie(rng):
+    A = rng.standard_normal((5, 50))
+    A[3, 17] = np.nan
+    with pytest.raises(BadData, match=r"1 entry .* first is at row 3, column 17"):
+        run(PCA(matrix=A))
+    A[2, 20] = np.inf
+    with pytest.raises(BadData, match=r"1 entry .* first is at row 2, column 20"):
+        run(PCA(matrix=A, nan="mean"))
+    A[:, 20] = np.nan
+    with pytest.raises(BadData, match=r"Column 20 of the matrix \(counted from 0\) holds nothing but NaN"):
+        run(PCA(matrix=A, nan="mean"))
+
+
+# To components and back
+
+
+@pytest.mark.parametrize("shape", [(600, 8), (8, 60)])
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("scale", [False, True])
+def test_rows_go_to_components_and_back(save, tmp_path, rng, scale, whiten, shape):
+    A = rng.standard_normal(shape) @ np.diag(np.geomspace(1, 0.1, shape[1])) + 7
+    run(PCA(matrix=A, scale=scale, whiten=whiten, scores=True, output=f"{tmp_path}/pca"))
+    pca = open_result(f"{tmp_path}/pca")
+    matrix = save("rows", A, (5, shape[1]))
+    run(PCATransform(matrix=matrix, pca=f"{tmp_path}/pca", output=f"{tmp_path}/scores"))
+    scores = open_result(f"{tmp_path}/scores")["scores"]
+    np.testing.assert_allclose(scores, pca["scores"], atol=1e-10)
+    assert zarr.open_array(f"{tmp_path}/scores/scores", mode="r").chunks[0] == 5
+    back = run(PCATransform(matrix=f"{tmp_path}/scores/scores", pca=pca, inverse=True))["reconstruction"]
+    np.testing.assert_allclose(back, A, atol=1e-10)
+
+
+def test_new_rows_get_scikit_learns_scores(rng):
+    A, new = mixed(rng), mixed(rng, m=3)
+    theirs = decomposition.PCA(4, svd_solver="full").fit(A)
+    pca = run(PCA(matrix=A, n_components=4))
+    scores = run(PCATransform(matrix=new, pca=pca))["scores"]
+    np.testing.assert_allclose(scores, theirs.transform(new), atol=1e-9)
+    back = run(PCATransform(matrix=scores, pca=pca, inverse=True))["reconstruction"]
+    np.testing.assert_allclose(back, theirs.inverse_transform(scores), atol=1e-9)
+
+
+def test_missing_entries_of_new_rows(rng):
+    A, new = mixed(rng), mixed(rng, m=20)
+    pca = run(PCA(matrix=A))
+    new[4, 2] = np.nan
+    with pytest.raises(BadData, match=r"1 entry .* the first is at row 4, column 2"):
+        run(PCATransform(matrix=new, pca=pca))
+    assert not run(PCATransform(matrix=new, pca=pca, nan="omit_rows"))["scores"][4].any()
+    filled = new.copy()
+    filled[4, 2] = pca["mean"][2]
+    found = run(PCATransform(matrix=new, pca=pca, nan="mean"))["scores"]
+    np.testing.assert_allclose(found, run(PCATransform(matrix=filled, pca=pca))["scores"], atol=1e-12)
+
+
+def test_rows_that_do_not_fit_a_pca_are_refused(rng, tmp_path):
+    pca = run(PCA(matrix=mixed(rng), n_components=3))
+    with pytest.raises(BadData, match=r"The matrix has 3 columns, and 8 are needed: rows of the matrix that the PCA"):
+        run(PCATransform(matrix=np.ones((5, 3)), pca=pca))
+    with pytest.raises(BadData, match=r"The matrix has 8 columns, and 3 are needed: scores, one column for each"):
+        run(PCATransform(matrix=np.ones((9, 8)), pca=pca, inverse=True))
+    with pytest.raises(BadData, match=r"is of kind pseudoinverse, and `kind: pca_transform` needs one of kind pca"):
+        run(PCATransform(matrix=np.ones((9, 8)), pca=run(Pseudoinverse(matrix=np.ones((9, 8))))))

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from pipelines.jobs.least_squares import LeastSquares, Require
     from pipelines.jobs.low_rank import LowRank
     from pipelines.jobs.pca import PCA
+    from pipelines.jobs.pca_transform import PCATransform
     from pipelines.jobs.pseudoinverse import Pseudoinverse
     from pipelines.jobs.qr import QR
     from pipelines.jobs.svd import SVD
 
-    Job = Annotated[LeastSquares | QR | SVD | PCA | Pseudoinverse | LowRank | Apply, Discriminator("kind")]
+    Job = Annotated[
+        LeastSquares | QR | SVD | PCA | Pseudoinverse | LowRank | Apply | PCATransform, Discriminator("kind")
+    ]
     """Every kind of job, told apart by `kind`."""
 
 KINDS = {
@@ -30,11 +33,24 @@ KINDS = {
     "pseudoinverse": "Pseudoinverse",
     "low_rank": "LowRank",
     "apply": "Apply",
+    "pca_transform": "PCATransform",
 }
 """The class of each kind, which lies in the module of the kind's name."""
 _HOMES = {name: kind for kind, name in KINDS.items()} | {"ArraySource": "base", "Require": "least_squares"}
 
-__all__ = ["PCA", "QR", "SVD", "Apply", "ArraySource", "Job", "LeastSquares", "LowRank", "Pseudoinverse", "Require"]
+__all__ = [
+    "PCA",
+    "QR",
+    "SVD",
+    "Apply",
+    "ArraySource",
+    "Job",
+    "LeastSquares",
+    "LowRank",
+    "PCATransform",
+    "Pseudoinverse",
+    "Require",
+]
 
 
 def job_model(kind: str) -> "type[Model]":

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, WithJsonSchema, field_validator
 
 from pipelines.fields import Model, Seconds, Url, needed, path_as_text
-from pipelines.jobs.base import ArrayInput, NumberType, must_be_apart
+from pipelines.jobs.base import ArrayInput, Compressor, NumberType, must_be_apart
 
 Computed = Literal[
     "pinv",
@@ -39,7 +39,7 @@ def _url_of(operator: Any) -> str:
     return operator if isinstance(operator, str) else str(operator.url or "in memory")
 
 
-Operator = Annotated[
+OperatorInput = Annotated[
     Any,
     BeforeValidator(_is_operator),
     PlainSerializer(_url_of, when_used="json"),
@@ -62,7 +62,7 @@ class Apply(Model):
 
     kind: Literal["apply"] = "apply"
     """The kind of job."""
-    operator: Operator
+    operator: OperatorInput
     """Path or URL of a result: of `kind: pseudoinverse` with `form: operator`, or `kind: qr` with `form: implicit`."""
     compute: tuple[Computed, ...] = Field(min_length=1)
     """Any of pinv (A⁺B), pinv_adjoint (A⁺ᵀB), project_range (AA⁺B), project_left_null (B - AA⁺B), project_row_space
@@ -79,6 +79,8 @@ class Apply(Model):
     """What to do with chunks that are not in the store: as when A was factored, stop, or take the fill value."""
     dtype: NumberType = "auto"
     """Number type of the answer; auto is float64, or complex128 for complex input."""
+    compressor: Compressor = "none"
+    """How chunks of large arrays are compressed: none, zstd, blosc (lz4, shuffled) or gzip; always with checksums."""
     require: RequireChecksums = RequireChecksums()
     """What the input has to offer."""
     overwrite: bool = False

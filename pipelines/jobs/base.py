@@ -82,6 +82,9 @@ def as_source(array: Any) -> Any:
     return ArraySource(url=array) if isinstance(array, str) else array
 
 
+Compressor = Literal["none", "zstd", "blosc", "gzip"]
+
+
 class RequireFactors(Model):
     """What the certificate has to reach; a job that finishes below it exits with code 8."""
 
@@ -112,6 +115,8 @@ class MatrixJob(Model):
     """Measure what was made: the errors that the certificate names."""
     dtype: NumberType = "auto"
     """Number type of the answer; auto is float64, or complex128 for complex input."""
+    compressor: Compressor = "none"
+    """How chunks of large arrays are compressed: none, zstd, blosc (lz4, shuffled) or gzip; always with checksums."""
     overwrite: bool = False
     """Replace the result that is already at the output; without it, an existing result is an error."""
     no_progress_timeout: Seconds = Field("10m", validate_default=True)
@@ -150,6 +155,7 @@ __all__ = [
     "ArrayInput",
     "ArraySource",
     "Bound",
+    "Compressor",
     "MatrixJob",
     "Model",
     "NumberType",

@@ -21,6 +21,8 @@ class QR(MatrixJob):
     """The kind of job."""
     form: Literal["r", "explicit", "implicit"] = "r"
     """r writes R alone, from one read; explicit Q too, chunk by chunk as A is stored; implicit keeps Q's factors."""
+    pivoting: bool = False
+    """A[:, P] = QR with the columns in the order that leaves the largest norm for each; Q and R stop at the rank."""
     rtol: Rtol = "auto"
     """The rank that the certificate states: singular values below rtol times the largest count as zero."""
     require: RequireQR = RequireQR()

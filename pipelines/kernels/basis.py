@@ -16,12 +16,15 @@ from scipy.linalg import solve_triangular
 
 @dataclass(frozen=True)
 class Basis:
-    """a ↦ a R⁻¹ for upper triangular R (n, n), or a ↦ a W for W (n, r); then ↦ · R₂⁻¹ when there is an R₂."""
+    """a ↦ a[order] R⁻¹ for upper triangular R (r, r), or a ↦ a W for W (n, r); then ↦ · R₂⁻¹ when there is an R₂."""
 
     R: np.ndarray | None = None
     W: np.ndarray | None = None
     R2: np.ndarray | None = None
     """Well conditioned, so that dividing by it may be a product with its inverse."""
+
+    order: np.ndarray | None = None
+    """The columns of A that R belongs to, (r,), when they are not all of them in their own order."""
 
     @cached_property
     def _P2(self) -> np.ndarray | None:
@@ -48,6 +51,8 @@ class Basis:
         """The rows of Q (rows, r) that belong to rows of A.  Equal slabs give equal bits, which R₂ relies on."""
         if not a.size:
             return np.zeros((a.shape[0], self.rank), a.dtype)
+        if self.order is not None:
+            a = a[:, self.order]
         q: np.ndarray = a @ self.W if self.R is None else divided(a, self.R)
         return q if self._P2 is None else q @ self._P2
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.kinds import apply, least_squares, low_rank, pca, pseudoinverse, qr, svd
+from pipelines.kinds import apply, least_squares, low_rank, pca, pca_transform, pseudoinverse, qr, svd
 from pipelines.kinds.base import Kind
 
 KINDS: dict[str, Kind] = {
@@ -10,6 +10,7 @@ KINDS: dict[str, Kind] = {
     "least_squares": least_squares,
     "low_rank": low_rank,
     "pca": pca,
+    "pca_transform": pca_transform,
     "pseudoinverse": pseudoinverse,
     "qr": qr,
     "svd": svd,
@@ -23,9 +24,11 @@ def kind_of(job: Any) -> Kind:
 
 
 def resolved(job: Any) -> Any:
-    """The job with all that it takes from a stored operator, opened; other jobs as they are.
+    """The job with all that it takes from an earlier result, opened; other jobs as they are.
 
     Raises:
-        BadData: there is no such operator.
+        BadData: there is no such result.
     """
-    return apply.resolved(job) if job.kind == "apply" else job
+    if job.kind == "apply":
+        return apply.resolved(job)
+    return pca_transform.resolved(job) if job.kind == "pca_transform" else job

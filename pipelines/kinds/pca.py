@@ -9,15 +9,26 @@ from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import PCA
 from pipelines.kernels.basis import Basis
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
-from pipelines.kinds.factors import certificate_of, in_memory, shortfalls_of, target_of, tolerance_of, written_bytes
+from pipelines.kinds.factors import (
+    certificate_of,
+    in_memory,
+    needs_tall_for_nan,
+    shortfalls_of,
+    target_of,
+    tolerance_of,
+    written_bytes,
+)
 from pipelines.layout import Layout, factor_flops
-from pipelines.matrix import Centring, System, Tally
-from pipelines.methods.orthonormal import factor
+from pipelines.matrix import Centring, RowCentring, System, Tally
+from pipelines.methods.orthonormal import factor, orthonormal, right_basis
 from pipelines.methods.problem import check, unchanged
+from pipelines.passes.components import Components, Written
 from pipelines.passes.means import Means, Sums
 from pipelines.passes.project import Project, Projected
-from pipelines.small.rank import cut
+from pipelines.small.rank import Decision, cut
 
+STEADY = 10.0
+"""Up to this condition number Aᴴ V S⁻¹ is orthonormal to roundoff by itself, and one read is saved."""
 GUESSED_FROM = 1000
 """Rows whose means are taken off before anything is added up."""
 
@@ -25,26 +36,29 @@ GUESSED_FROM = 1000
 method, basis_of = exact_method, no_basis
 
 
-def writes(job: PCA, *, wide: bool) -> bool:  # noqa: ARG001  # a wide matrix is refused
-    """True when scores are asked for."""
-    return job.scores
+def writes(job: PCA, *, wide: bool) -> bool:
+    """True when scores are asked for; of a wide matrix the components are what is large."""
+    return job.scores or wide
 
 
 def steps(job: PCA, layout: Layout) -> list[Step]:
     """One read for the components; one for means that NaN take the place of, one for scores."""
     shape = layout.shape
-    if shape.wide:
-        raise PlanRefused(
-            f"The matrix is {shape.columns:,} × {shape.rows:,}, and kind: pca needs at least as many rows as columns. "
-            "Use kind: svd on a matrix from which you have taken the means."
-        )
+    needs_tall_for_nan(job, layout)
     if isinstance(job.n_components, int) and job.n_components > shape.columns:
+        most = "rows" if shape.wide else "columns"
         raise PlanRefused(
-            f"{job.n_components:,} components are asked for, and the matrix has {shape.columns:,} columns. Set "
+            f"{job.n_components:,} components are asked for, and the matrix has {shape.columns:,} {most}. Set "
             f"`n_components` to at most {shape.columns:,}, or to all."
         )
     complex_ = 4 if shape.dtype.kind == "c" else 1
     found = [Step("factor", factor_flops(shape.rows, shape.columns + 1, 0) * complex_, factors=True)]
+    if shape.wide:
+        k = job.n_components if isinstance(job.n_components, int) else shape.columns
+        project = 2.0 * shape.rows * shape.columns * k * complex_
+        found.append(Step("orthogonalise", project + factor_flops(shape.rows, k, 0) * complex_))
+        size = written_bytes(layout, k, answer_dtype(job, layout).itemsize)
+        return [*found, Step("write", 2 * project, writes=size)]
     if job.nan == "mean":
         found.insert(0, Step("means", 0.0))
     if job.scores:
@@ -57,7 +71,8 @@ def steps(job: PCA, layout: Layout) -> list[Step]:
 def result_bytes(job: PCA, layout: Layout) -> int:
     """Components, and scores where they are asked for."""
     n, size = layout.shape.columns, answer_dtype(job, layout).itemsize
-    return (n + 4) * n * size + (written_bytes(layout, n, size) if job.scores else 0)
+    large = job.scores or layout.shape.wide
+    return (n + 4) * n * size + (written_bytes(layout, n + 2, size) if large else 0)
 
 
 def buffer_bytes(layout: Layout) -> int:
@@ -66,14 +81,18 @@ def buffer_bytes(layout: Layout) -> int:
     return (4 * layout.out_rows + 2 * layout.block_rows) * (shape.columns + 1) * shape.dtype.itemsize
 
 
-def reason(job: PCA, layout: Layout) -> str:  # noqa: ARG001  # the same whatever the shape
+def reason(job: PCA, layout: Layout) -> str:
     """Why this method."""
     what = "the correlation" if job.scale else "the covariance"
+    if layout.shape.wide:
+        return f"exact through TSQR of the centred columns: components of {what} matrix without forming it"
     return f"exact through TSQR of [1 A]: components of {what} matrix without forming it or a copy of A"
 
 
 def solve(work: Work) -> Outcome:
     """Components, variances, and scores."""
+    if work.layout.shape.wide:
+        return _solve_wide(work)
     job, n = work.job, work.layout.shape.columns
     system = _centred(work, _guess(work))
     wider = replace(work.layout, p=n + 1)
@@ -84,15 +103,14 @@ def solve(work: Work) -> Outcome:
     spread = np.linalg.norm(centred, axis=0) / (tally.rows - 1) ** 0.5
     by = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0.0) if job.scale else np.ones(n)
     _, spectrum, Vh = np.linalg.svd(centred * by)
-    limit = replace(tolerance_of(work, tally.rows), scaled=False)
-    decision = cut(spectrum, replace(limit, reason=limit.reason.replace(", on columns scaled to norm one", "")))
+    decision = _cut(work, spectrum, tally.rows)
     variance = spectrum**2 / (tally.rows - 1)
     k = _kept(job, variance, decision.rank)
     Vh = _signed(Vh[:k])
     certificate = certificate_of(work, decision, tally)
     scores: dict[str, np.ndarray] = {}
     if job.scores:
-        assert system.centring is not None
+        assert isinstance(system.centring, Centring)
         centring = replace(system.centring, shift=mean, by=by, ones=False)
         written = _written(work, replace(system, centring=centring), Vh, variance[:k], tally)
         scores = in_memory(work, "scores", written.rows, k, columns=False)
@@ -100,29 +118,100 @@ def solve(work: Work) -> Outcome:
             norms = spectrum[:k] if not job.whiten else np.full(k, (tally.rows - 1) ** 0.5)
             gram = float(np.linalg.norm(written.gram / np.outer(norms, norms) - np.eye(k)))
             certificate = replace(certificate, verified=True, orthogonality=gram)
+    small = {"components": Vh.astype(work.dtype, copy=False), "mean": mean} | ({"scale": spread} if job.scale else {})
+    return _outcome(work, certificate, tally, small | scores, spectrum, tally.rows, k)
+
+
+def _outcome(
+    work: Work,
+    certificate: FactorCertificate,
+    tally: Tally,
+    arrays: dict[str, np.ndarray],
+    spectrum: np.ndarray,
+    samples: int,
+    k: int,
+) -> Outcome:
+    """What both orientations say in the same way."""
+    variance = spectrum**2 / (samples - 1)
     whole = float(variance.sum()) or 1.0
-    certificate = replace(certificate, statement=_statement(certificate, k, float(variance[:k].sum()) / whole))
-    small = {
-        "components": Vh.astype(work.dtype, copy=False),
-        "mean": mean,
+    what = "components" if work.layout.shape.wide else "scores"
+    statement = _statement(certificate, k, float(variance[:k].sum()) / whole, what)
+    certificate = replace(certificate, statement=statement)
+    about = {
         "explained_variance": variance[:k],
         "explained_variance_ratio": variance[:k] / whole,
         "singular_values": spectrum[:k],
     }
-    if job.scale:
-        small["scale"] = spread
     return Outcome(
-        arrays=small | scores,
+        arrays=arrays | about,
         dimensions={
             "components": ("component", "column"), "scores": ("row", "component"), "mean": ("column",),
             "scale": ("column",), "explained_variance": ("component",), "explained_variance_ratio": ("component",),
             "singular_values": ("component",),
         },
         certificate=certificate,
-        shortfalls=tuple(shortfalls_of(certificate, job.require)),
+        shortfalls=tuple(shortfalls_of(certificate, work.job.require)),
         identity=tally.identity,
         preview={"ratio": [float(value) for value in variance[: min(k, 8)] / whole]},
     )  # fmt: skip
+
+
+def _cut(work: Work, spectrum: np.ndarray, rows: int) -> Decision:
+    limit = replace(tolerance_of(work, rows), scaled=False)
+    return cut(spectrum, replace(limit, reason=limit.reason.replace(", on columns scaled to norm one", "")))
+
+
+def _solve_wide(work: Work) -> Outcome:
+    """The same of a wide A, whose columns are read one by one: R of Aᴴ, centred, gives the scores at once."""
+    job, layout = work.job, work.layout
+    samples = layout.shape.columns
+    if samples < 2:
+        raise BadData(f"A variance needs at least 2 rows, and the matrix has {samples}. Use more of its rows.")
+    centring = RowCentring(job.scale, fill=job.nan == "mean")
+    system = replace(work.system(), centring=centring)
+    R, tally = factor(work.passes, system, layout)
+    _, spectrum, Vh = np.linalg.svd(R)
+    if job.scale:  # rows of length one stand for columns of variance one
+        spectrum = spectrum * (samples - 1) ** 0.5
+    decision = _cut(work, spectrum, tally.rows)
+    k = _kept(job, spectrum**2 / (samples - 1), decision.rank)
+    s, Vh = spectrum[:k], _signed(Vh[:k])
+    basis, T = right_basis(Vh, s), np.eye(k, dtype=layout.shape.dtype)
+    if job.scale:
+        basis = replace(basis, W=Vh.conj().T / (s / (samples - 1) ** 0.5))
+    if k and s[0] > STEADY * s[-1]:
+        basis = orthonormal(work.passes, system, layout, basis, tally)
+        assert basis.R2 is not None
+        T, s, Z = np.linalg.svd(basis.R2 * s)
+        # Each new direction is as near to an old one as R₂ to the identity; it keeps that one's sign.
+        Vh, signs = Z @ Vh, np.sign(np.real(Z.diagonal()))
+        signs[signs == 0] = 1
+        Vh, T = signs[:, None] * Vh, T * signs
+    step = Components(
+        basis, T, centring, samples, layout.shape.dtype, work.dtype, layout.slab_rows,
+        target_of(work, "components", k, ("component", "column"), columns=True),
+        target_of(work, "mean", 1, ("column",), columns=False, vector=True, dtype=layout.shape.dtype),
+        target_of(work, "scale", 1, ("column",), columns=False, vector=True, dtype=np.dtype(float))
+        if job.scale else None,
+    )  # fmt: skip
+    written: Written
+    written, seen = work.passes(step, replace(system, centring=None), layout.spans)
+    unchanged(tally, seen)
+    if written.empty is not None:
+        raise BadData(_nothing_but_nan(written.empty))
+    arrays = in_memory(work, "components", written.rows, k, columns=True)
+    if work.staging is None:
+        arrays["mean"] = written.mean.together(1, layout.shape.dtype)[:, 0]
+        if job.scale:
+            arrays["scale"] = written.scale.together(1, np.dtype(float))[:, 0]
+    if job.scores:
+        lengths = np.full(k, (samples - 1) ** 0.5) if job.whiten else s
+        arrays["scores"] = (Vh.conj().T * lengths).astype(work.dtype, copy=False)
+    certificate = certificate_of(work, decision, tally)
+    if job.verify:
+        gram = float(np.linalg.norm(written.gram - np.eye(k)))
+        certificate = replace(certificate, verified=True, orthogonality=gram)
+    return _outcome(work, certificate, tally, arrays, np.r_[s, spectrum[k:]], samples, k)
 
 
 def _guess(work: Work) -> np.ndarray:
@@ -146,17 +235,14 @@ def _centred(work: Work, guess: np.ndarray) -> System:
     check(tally)
     empty = np.flatnonzero(sums.count == 0)
     if len(empty) and work.layout.shape.rows:
-        raise BadData(
-            f"Column {empty[0]:,} of the matrix (counted from 0) holds nothing but NaN, so it has no mean. Leave it "
-            "out: `matrix: {url: …, columns: […]}`."
-        )
+        raise BadData(_nothing_but_nan(int(empty[0])))
     mean = guess + sums.sum / np.maximum(sums.count, 1)
     return replace(system, centring=Centring(mean, np.ones(n), ones=True, missing=True, fill=True))
 
 
 def _without_means(R: np.ndarray, system: System) -> tuple[np.ndarray, np.ndarray]:
     """The means (n,), and the R-factor of A without them: what [1 A]'s factor holds beside its first row."""
-    assert system.centring is not None
+    assert isinstance(system.centring, Centring)
     ones = R[0, 0]
     mean = system.centring.shift + (R[0, 1:] / ones if ones else 0)
     return mean, R[1:, 1:]
@@ -193,8 +279,17 @@ def _written(work: Work, system: System, Vh: np.ndarray, variance: np.ndarray, t
     return written
 
 
-def _statement(c: FactorCertificate, k: int, explained: float) -> str:
+def _nothing_but_nan(column: int) -> str:
+    return (
+        f"Column {column:,} of the matrix (counted from 0) holds nothing but NaN, so it has no mean. Leave it out: "
+        "`matrix: {url: …, columns: […]}`."
+    )
+
+
+def _statement(c: FactorCertificate, k: int, explained: float, what: str) -> str:
     found = f"{k:,} component{'s' if k != 1 else ''}, which explain {100 * explained:.4g} % of the variance"
     if c.orthogonality is None:
         return f"{found}; from the factor of a matrix that differs from yours by a few roundings in each entry."
+    if what == "components":
+        return f"{found}; as written, they are orthonormal up to {c.orthogonality:.1e}."
     return f"{found}; their scores, as written, are uncorrelated up to {c.orthogonality:.1e}."

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from scipy.linalg import qr
 
 from pipelines.certify import FactorCertificate, parts
 from pipelines.errors import BadData, PlanRefused
@@ -24,6 +25,7 @@ from pipelines.methods.orthonormal import factor, orthonormal
 from pipelines.methods.problem import frobenius, unchanged
 from pipelines.passes.project import Project, Projected
 from pipelines.small.inverse import decide
+from pipelines.small.rank import Decision, column_scales
 
 STEADY = 1e3
 """Condition numbers of Q₁ up to here leave Q₁ R₂⁻¹ orthonormal to roundoff; beyond, columns of A are dependent."""
@@ -87,8 +89,11 @@ def solve(work: Work) -> Outcome:
     decision, _ = decide(R, tolerance_of(work, tally.rows), exact=False)
     certificate = certificate_of(work, decision, tally)
     large: dict[str, np.ndarray] = {}
+    orders: dict[str, np.ndarray] = {}
+    if job.pivoting:
+        R, orders["P"] = _pivoted(R, decision)
     if job.form != "r":
-        R, written, kept = _written(work, R, tally)
+        R, written, kept = _written(work, R, tally, orders.get("P"))
         large = in_memory(work, "Q", written.rows, len(R), columns=False) if job.form == "explicit" else kept
         if job.verify:
             misfit = written.misfit**0.5 / (frobenius(R) or 1.0)
@@ -97,14 +102,14 @@ def solve(work: Work) -> Outcome:
     else:
         R = positive_diagonal(R)[0]
     certificate = replace(certificate, statement=_statement(job, certificate))
-    small = {"R": R.astype(work.dtype, copy=False)}
+    small = {"R": R.astype(work.dtype, copy=False), **orders}
     if decision.singular_values is not None:
         small["singular_values"] = decision.singular_values
     return Outcome(
         arrays=small | large,
         dimensions={
             "R": ("row_of_R", "column"), "Q": ("row", "row_of_R"), "singular_values": ("value",),
-            "R1": ("row_of_R1", "column"), "R2": ("row_of_R", "column_of_R2"), "signs": ("row_of_R",),
+            "R1": ("row_of_R1", "column"), "R2": ("row_of_R", "column_of_R2"), "signs": ("row_of_R",), "P": ("column",),
         },
         certificate=certificate,
         shortfalls=tuple(shortfalls_of(certificate, job.require)),
@@ -112,18 +117,34 @@ def solve(work: Work) -> Outcome:
     )  # fmt: skip
 
 
-def _written(work: Work, R: np.ndarray, tally: Tally) -> tuple[np.ndarray, Projected, dict[str, np.ndarray]]:
+def _pivoted(R: np.ndarray, decision: Decision) -> tuple[np.ndarray, np.ndarray]:
+    """R (rank, n) of A[:, P], and P, by Businger and Golub (1965) on the triangle: its columns are as long as A's.
+
+    Columns are compared as the rule for the rank compares them, or one in small units would come last.
+    """
+    if not R.size:
+        return R, np.arange(R.shape[1])
+    D = column_scales(R) if decision.tolerance.scaled else np.ones(R.shape[1])
+    pivoted, order = qr(R * D, mode="r", pivoting=True, check_finite=False)
+    return np.asarray(pivoted[: decision.rank] / D[order]), np.asarray(order)
+
+
+def _written(
+    work: Work, R: np.ndarray, tally: Tally, order: np.ndarray | None
+) -> tuple[np.ndarray, Projected, dict[str, np.ndarray]]:
     """R of the Q that is written, what the writing read measured, and the factors of an implicit Q."""
     explicit, verify = work.job.form == "explicit", work.job.verify
     layout, n = work.layout, len(R)
-    _needs_independent(R, n)
-    basis = orthonormal(work.passes, work.system(), layout, Basis(R), tally)
+    square, first = R[:, :n], None if order is None else order[:n]
+    _needs_independent(square, n)
+    basis = orthonormal(work.passes, work.system(), layout, Basis(np.asfortranarray(square), order=first), tally)
     assert basis.R2 is not None
     if n and np.linalg.cond(basis.R2) > STEADY:
         _dependent(n)
     whole, signs = positive_diagonal(basis.R2 @ R)
+    F = whole if order is None else whole[:, np.argsort(order)]
     step = Project(
-        basis, np.diag(signs) if n else None, whole if verify else None, layout.shape.dtype,
+        basis, np.diag(signs) if n else None, F if verify else None, layout.shape.dtype,
         work.dtype if explicit else layout.shape.dtype, layout.slab_rows,
         target_of(work, "Q", n, ("row", "row_of_R"), columns=False) if explicit else None,
         keep=explicit, name="write" if explicit else "verify",
@@ -144,7 +165,7 @@ def _dependent(n: int) -> None:
     raise BadData(
         f"The {n:,} columns of the matrix are not independent: their R has no inverse to working accuracy, so Q would "
         "not be determined by them. Leave out the columns that depend on others (`matrix: {url: …, columns: […]}`), or "
-        "use kind: svd, which needs no independence."
+        "set `pivoting: true`, which orders them and stops at the rank."
     )
 
 

@@ -14,12 +14,20 @@ from typing import Any
 import numpy as np
 import zarr
 from obstore.exceptions import BaseError as ObstoreError
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from pipelines.errors import PlanRefused, RunFailed
 from pipelines.storage.arrays import first_line, open_store
 from pipelines.storage.places import Folder, place_of
 from pipelines.units import format_bytes
+
+COMPRESSORS: dict[str, list[Any]] = {
+    "none": [],
+    "zstd": [ZstdCodec()],
+    "blosc": [BloscCodec(cname="lz4", shuffle="shuffle")],
+    "gzip": [GzipCodec()],
+}
+"""What a job file may name; a checksum of the compressed bytes follows each."""
 
 
 class Staging:
@@ -29,8 +37,9 @@ class Staging:
         PlanRefused: the place is taken, or cannot be written to.
     """
 
-    def __init__(self, url: str, run: str, *, overwrite: bool) -> None:
+    def __init__(self, url: str, run: str, *, overwrite: bool, compressor: str = "none") -> None:
         self.url, self.overwrite = url, overwrite
+        self._compressors = [*COMPRESSORS[compressor], Crc32cCodec()]
         with _told(url, PlanRefused):
             self._place = place_of(url, run)
             self._place.check(overwrite=overwrite)
@@ -54,7 +63,7 @@ class Staging:
             self._place.ready()
             zarr.create_array(
                 open_store(url), shape=shape, dtype=dtype, chunks=tuple(max(1, c) for c in chunks),
-                compressors=[Crc32cCodec()], config={"write_empty_chunks": True}, fill_value=0, **described,
+                compressors=self._compressors, config={"write_empty_chunks": True}, fill_value=0, **described,
             )  # fmt: skip
         return url
 

@@ -1,0 +1,73 @@
+"""The components of a wide matrix, one entry of each for each of its columns, with the column's mean and spread."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.kernels.basis import Basis
+from pipelines.matrix import RowCentring, Slab, Span
+from pipelines.passes.base import LaterPass
+from pipelines.passes.output import Rows, Target
+
+
+@dataclass
+class Written:
+    """Sums over rows, and rows on their way out."""
+
+    gram: np.ndarray
+    """YᴴY, (k, k): the identity for orthonormal components."""
+    empty: int | None
+    """The first row that holds nothing but NaN."""
+    rows: Rows
+    mean: Rows
+    scale: Rows
+
+
+@dataclass(frozen=True)
+class Components(LaterPass):
+    """Reads rows of Aᴴ as they are stored and centres them here, since their means go out, too."""
+
+    basis: Basis
+    T: np.ndarray
+    """(r, k)."""
+    centring: RowCentring
+    samples: int
+    """Rows of A."""
+    dtype: np.dtype[Any]
+    stored: np.dtype[Any]
+    slab_rows: int
+    target: Target | None
+    mean: Target | None
+    scale: Target | None
+    group: int = 2**62
+    """One state for a span: rows go out in order."""
+    fan_in: int = 8
+    name: str = "write"
+
+    def start(self) -> Written:
+        gram = np.zeros((self.T.shape[1], self.T.shape[1]), self.dtype)
+        return Written(gram, None, Rows(self.target), Rows(self.mean), Rows(self.scale))
+
+    def absorb(self, state: Written, slab: Slab) -> Written:
+        a, _ = slab.values(self.dtype)
+        centred, mean, norms = self.centring.parts(a)
+        y = (self.basis.rows(centred) @ self.T).astype(self.stored, copy=False)
+        state.gram += y.conj().T @ y
+        state.rows.add(slab.start, y)
+        state.mean.add(slab.start, mean.conj()[:, None])
+        if self.centring.scale:
+            state.scale.add(slab.start, norms[:, None] / max(1, self.samples - 1) ** 0.5)
+        if self.centring.fill and state.empty is None:
+            empty = np.flatnonzero(np.isnan(a).all(axis=1))
+            state.empty = slab.start + int(empty[0]) if len(empty) else None
+        return state
+
+    def merge(self, left: Written, right: Written) -> Written:
+        empty = left.empty if left.empty is not None else right.empty
+        return Written(
+            left.gram + right.gram, empty, left.rows + right.rows, left.mean + right.mean, left.scale + right.scale
+        )
+
+    def finish(self, state: Written, span: Span) -> Written:
+        return Written(state.gram, state.empty, state.rows.end(), state.mean.end(), state.scale.end())
