@@ -166,7 +166,8 @@ def _forward(certificate: Mapping[str, Any]) -> str | None:
 def _condition(certificate: Mapping[str, Any]) -> str | None:
     scaled = _number(certificate.get("scaled_condition_number"))
     after = f"; {scaled} with columns scaled to length one" if scaled else ""
-    return f"{_number(certificate['condition_number'])}{after}" if "condition_number" in certificate else None
+    least = "at least " if certificate.get("found") is not None else ""
+    return f"{least}{_number(certificate['condition_number'])}{after}" if "condition_number" in certificate else None
 
 
 def _residual(certificate: Mapping[str, Any]) -> str | None:
