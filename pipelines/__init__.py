@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pipelines.jobs import LowRank as LowRank
     from pipelines.jobs import PCATransform as PCATransform
     from pipelines.jobs import Pseudoinverse as Pseudoinverse
+    from pipelines.linear_operator import operator_of as operator_of
     from pipelines.load import load_job as load_job
-    from pipelines.operators import operator_of as operator_of
     from pipelines.plan import make_plan as make_plan
     from pipelines.result import Result as Result
     from pipelines.result import open_result as open_result
@@ -44,7 +44,7 @@ _HOMES = {
     "load_job": "pipelines.load",
     "make_plan": "pipelines.plan",
     "open_result": "pipelines.result",
-    "operator_of": "pipelines.operators",
+    "operator_of": "pipelines.linear_operator",
     "run": "pipelines.execute",
 }
 
