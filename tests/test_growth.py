@@ -194,6 +194,20 @@ def test_sums_would_lose_digits_of_an_ill_conditioned_matrix(monkeypatch):
     assert backward_error(A, b, np.triu(grown(np.c_[A, b], SLAB, rhs=1).R)) > 12
 
 
+@pytest.mark.parametrize("name", ["drift", "one factor"])
+def test_a_direction_that_dominates_is_no_reason_to_square(name):
+    """Rows that drift, or hang on one factor, have scaled condition numbers near 100, and κ² u would show in x."""
+    rng = np.random.default_rng(18)
+    n, m = 100, 8000
+    along = np.linspace(0, 30, m) if name == "drift" else 12 * rng.standard_normal(m)
+    A = rng.standard_normal((m, n)) + along[:, None]
+    x = np.where(np.arange(n) % 2, 1.0, -1.0)
+    augmented = np.c_[A, A @ x + 0.1 * rng.standard_normal(m)]
+    ours, theirs = (np.triu(f(augmented, 800).R) for f in (lambda M, r: grown(M, r, rhs=1), reflected))
+    found = [np.linalg.solve(R[:n, :n], R[:n, n]) for R in (ours, theirs)]
+    assert np.linalg.norm(found[0] - found[1]) / np.linalg.norm(x) < 1e-14
+
+
 @pytest.mark.parametrize("scale", [1e-120, 1e120, 1e-30])
 def test_squares_out_of_range_are_not_summed(ways, scale):
     A = np.random.default_rng(15).standard_normal((2000, 40))

@@ -172,6 +172,26 @@ def test_the_pseudoinverse_of_the_digits_whose_rank_is_61():
     assert max(result.certificate.penrose.values()) < 1e-11
 
 
+@pytest.mark.parametrize("constant", [0.1, 1 / 3, 1e6 + 0.1, 1e9 / 7, 123.456, 0.0])
+@pytest.mark.parametrize("shape", [(1500, 5), (1500, 40), (20, 7), (7, 40)])
+def test_a_constant_column_has_no_spread_and_no_component(rng, shape, constant):
+    """Its first guess is off by a rounding, and scaling what that leaves would make a component of it."""
+    A = rng.standard_normal(shape)
+    A[:, 1], A[:, 2] = constant, 1 + 1e-12 * A[:, 2]
+    result = run(PCA(matrix=A, scale=True))
+    assert result["scale"][1] == 0
+    assert np.abs(result["components"][:, 1]).max() < 1e-15
+    assert result["scale"][2] == pytest.approx(A[:, 2].std(ddof=1), rel=1e-3)
+    rank = min(shape[0] - 1, shape[1] - 1)
+    assert result.certificate.rank == rank
+    assert result["explained_variance"].sum() == pytest.approx(shape[1] - 1)
+    moved = A[:1].copy()
+    moved[0, 1] = np.nextafter(constant, 1)
+    np.testing.assert_allclose(
+        run(PCATransform(matrix=moved, pca=result))["scores"], run(PCATransform(matrix=A[:1], pca=result))["scores"]
+    )
+
+
 # Wide matrices: few samples of many features
 
 

@@ -210,7 +210,71 @@ def test_that_nothing_was_missed_is_proven_where_the_rest_is_small_enough():
     assert "likely, and not proven" in found.certificate.statement
 
 
+@pytest.mark.parametrize("method", [{"name": "block_krylov", "steps": 1}, {"name": "sketch", "seed": 2}])
+def test_a_value_just_below_the_tolerance_may_stand_for_one_above(method):
+    t = 1e-2
+    s = np.r_[np.ones(58), np.full(3, 1.01 * t), np.linspace(0.7, 0.01, 69) * t]
+    found = run(SVD(matrix=with_values(s, 400, 130, seed=1), values={"tolerance": t}, method=method))
+    assert len(found["s"]) < 61
+    assert "likely, and not proven" in found.certificate.statement
+
+
+@pytest.mark.parametrize("method", [*ITERATED, "sketch"])
+def test_a_matrix_whose_squares_vanish_is_refused_and_not_called_zero(method):
+    A = 1e-170 * np.random.default_rng(0).standard_normal((100, 20))
+    for job in (SVD(matrix=A, values=3, method=method), LowRank(matrix=A, rank=3, method=method)):
+        with pytest.raises(BadData, match=r"norm of the matrix is .*e-170, .* Divide it by"):
+            run(job)
+
+
+def test_a_sketch_finds_no_rank_in_its_noise():
+    A = with_values(np.array([5, 4, 3, 2, 1.0]), 200, 40)
+    c = run(SVD(matrix=A, values=20, method="sketch", vectors="both")).certificate
+    assert c.rank == 5
+    assert c.condition_number == pytest.approx(5)
+
+
+def test_bounds_of_a_sketch_hold_for_values_that_it_takes_for_zero():
+    s = np.logspace(0, -10, 40)
+    found = run(SVD(matrix=with_values(s, 300, 40), values=40, method="sketch"))
+    assert (found["s"] == 0).any()
+    assert (np.abs(found["s"][:, None] - s).min(axis=1) <= found["error_bound"]).all()
+    alone = run(SVD(matrix=with_values(s, 300, 40), values=40, method="sketch", verify=False))
+    assert "known to about 1e-8 of the largest" in alone.certificate.statement
+
+
+def test_the_best_error_is_not_overstated_where_nothing_is_known_to_follow():
+    s = np.r_[np.ones(20), np.full(20, 0.5)]
+    method = {"name": "subspace_iteration", "steps": 1, "oversampling": 0}
+    c = run(SVD(matrix=with_values(s, 200, 40), values=20, method=method)).certificate
+    best = np.linalg.norm(s[20:]) / np.linalg.norm(s)
+    assert c.best_error <= 1.15 * best
+    assert c.best_error < c.reconstruction_error
+
+
+@pytest.mark.parametrize("orientation", ["tall", "wide"])
+@pytest.mark.parametrize("method", ["tsqr", *ITERATED])
+def test_what_is_measured_is_what_is_stored_in_single_precision(method, orientation):
+    A = with_values(np.logspace(0, -7, 40), 300, 40)
+    A = A if orientation == "tall" else A.T
+    svd = run(SVD(matrix=A, values=30, vectors="both", dtype="float32", method=method))
+    pair = run(LowRank(matrix=A, rank=30, dtype="float32", method=method))
+    for result, made in (
+        (svd, (svd["U"].astype(float) * svd["s"]) @ svd["Vt"].astype(float)),
+        (pair, pair["L"].astype(float) @ pair["R"].astype(float)),
+    ):
+        error = np.linalg.norm(A - made) / np.linalg.norm(A)
+        assert result.certificate.reconstruction_error == pytest.approx(error, rel=1e-6)
+
+
 # Low rank
+
+
+def test_a_tolerance_that_the_rank_rule_cuts_short_is_said():
+    A = with_values(np.logspace(0, -3, 40), 300, 40)
+    for verify in (True, False):
+        result = run(LowRank(matrix=A, tolerance=1e-3, rtol=0.1, verify=verify))
+        assert "a tolerance of 0.001 is asked for" in result.shortfalls[0]
 
 
 @pytest.mark.parametrize("orientation", ["tall", "wide"])

@@ -13,8 +13,9 @@ Where R is better conditioned still, the division can go: R'ᴴR' = RᴴR + Σ S
 from each entry, and u |R⁻ᴴ| ‖a‖ ‖a‖ᵀ |R⁻¹| |R| from R.  That has to be at the level of roundoff for the triangle of
 all rows, R', too.  Positive terms take nothing from the smallest singular value, so it is enough to look at R when no
 column has grown much since: ‖a'ₖ‖² ≤ (1 + τ) ‖aₖ‖² makes the condition number for scaled columns at most
-√(1 + τ) times as large, and the error 1 + τ times.  Right-hand sides b in the last columns, R = [R₁₁ c; 0 ρ], may fit
-A well: c takes an error of u |R₁₁⁻ᴴ| ‖a‖ ‖b‖ from that, and only ρ one that grows with (‖b‖ / ρ)².
+√(1 + τ) times as large, and the error 1 + τ times, for the τ of one slab and that of those before it.  Right-hand
+sides b in the last columns, R = [R₁₁ c; 0 ρ], may fit A well: c takes an error of u |R₁₁⁻ᴴ| ‖a‖ ‖b‖ from that, and
+only ρ one that grows with (‖b‖ / ρ)².
 
 Reference: preconditioned CholeskyQR as in J. E. Garrison, I. C. F. Ipsen, "A randomized preconditioned Cholesky-QR
 algorithm" (2024), arXiv:2406.11751, with earlier rows in the place of the sketch; R. D. Skeel, "Scaling for numerical
@@ -35,7 +36,7 @@ FIRST_ROWS = 2
 """Rows, in units of p, that reflectors take before the first division: fewer would leave R nearly singular."""
 MOST_AMPLIFIED = 8.0
 """Largest amplification by |R⁻¹| |R| that counts as modest, for each column: errors of p columns partly cancel."""
-MOST_SQUARED = 32.0
+MOST_SQUARED = 8.0
 """The same of |R⁻ᴴ| ‖a‖ ‖a‖ᵀ |R⁻¹| |R|, which decides whether SᴴS may be summed without a division."""
 MOST_FITTED = 1e3
 """Largest ‖b‖ / ρ where SᴴS is summed: ρ² keeps nine digits, and only the norm of an unverified residual needs it."""

@@ -13,6 +13,7 @@ from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
 from pipelines.kinds.factors import in_memory, needs_tall_for_nan, shortfalls_of, target_of, written_bytes
 from pipelines.kinds.spectral import (
     Spectrum,
+    as_stored,
     basis_of,
     best_error,
     buffer_bytes,
@@ -84,11 +85,11 @@ def solve(work: Work) -> Outcome:
     if job.verify:
         error = written.misfit**0.5 / (spectrum.norm or 1.0)
         certificate = replace(certificate, verified=True)
-        if job.tolerance is not None and error > job.tolerance and not missing:
-            missing = [f"the error is {error:.3g} of ‖A‖ as written; a tolerance of {job.tolerance:.3g} is asked for"]
+    if job.tolerance is not None and error > job.tolerance and not missing:
+        missing = [f"the error is {error:.3g} of ‖A‖; a tolerance of {job.tolerance:.3g} is asked for"]
     certificate = replace(certificate, reconstruction_error=error, best_error=spectrum.tail(r))
     if job.verify and not spectrum.exact:
-        bounds = residuals(written.back / np.where(s > 0, _weights(job, s, wide=wide), 1)[:, None], s, Vh)
+        bounds = residuals(written, s, Vh, _weights(job, s, wide=wide))
         certificate = replace(
             certificate,
             values_error=values_error(bounds, s),
@@ -128,7 +129,7 @@ def _written(work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum) -> t
     """The factor of the small side (r, n), and what the read that writes the other measured."""
     job, layout, wide = work.job, work.layout, work.layout.shape.wide
     safe, weights = np.where(s > 0, s, 1), _weights(job, s, wide=wide)
-    F = (s / np.where(weights > 0, weights, 1))[:, None] * Vh
+    F = as_stored((s / np.where(weights > 0, weights, 1))[:, None] * Vh, work.dtype)
     name, dimensions = ("R", ("component", "column")) if wide else ("L", ("row", "component"))
     step = Project(
         Basis(W=Vh.conj().T * (weights / safe)), None, F if job.verify else None, layout.shape.dtype, work.dtype,

@@ -25,10 +25,12 @@ from pipelines.methods.problem import check, unchanged
 from pipelines.passes.components import Components, Written
 from pipelines.passes.means import Means, Sums
 from pipelines.passes.project import Project, Projected
-from pipelines.small.rank import Decision, cut
+from pipelines.small.rank import EPS, Decision, cut
 
 STEADY = 10.0
 """Up to this condition number Aᴴ V S⁻¹ is orthonormal to roundoff by itself, and one read is saved."""
+CONSTANT = 2.0
+"""A spread of at most so many roundings of the mean, or of the column without the first guess of it, is none."""
 GUESSED_FROM = 1000
 """Rows whose means are taken off before anything is added up."""
 
@@ -101,6 +103,8 @@ def solve(work: Work) -> Outcome:
     if tally.rows < 2:
         raise BadData(f"A variance needs at least 2 rows, and the matrix has {tally.rows}. Use more of its rows.")
     spread = np.linalg.norm(centred, axis=0) / (tally.rows - 1) ** 0.5
+    constant = _constant(R, mean, spread, tally.rows)
+    centred[:, constant] = spread[constant] = 0
     by = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0.0) if job.scale else np.ones(n)
     _, spectrum, Vh = np.linalg.svd(centred * by)
     decision = _cut(work, spectrum, tally.rows)
@@ -246,6 +250,12 @@ def _without_means(R: np.ndarray, system: System) -> tuple[np.ndarray, np.ndarra
     ones = R[0, 0]
     mean = system.centring.shift + (R[0, 1:] / ones if ones else 0)
     return mean, R[1:, 1:]
+
+
+def _constant(R: np.ndarray, mean: np.ndarray, spread: np.ndarray, rows: int) -> np.ndarray:
+    """Columns whose spread is what rounding leaves of a constant, (n,): scaling would make a component of it."""
+    rounding = np.maximum(EPS * np.abs(mean), EPS * len(R) * np.linalg.norm(R[:, 1:], axis=0) / rows**0.5)
+    return np.asarray(spread <= CONSTANT * rounding)
 
 
 def _kept(job: PCA, variance: np.ndarray, rank: int) -> int:

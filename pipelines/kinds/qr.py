@@ -142,7 +142,9 @@ def _written(
     if n and np.linalg.cond(basis.R2) > STEADY:
         _dependent(n)
     whole, signs = positive_diagonal(basis.R2 @ R)
-    F = whole if order is None else whole[:, np.argsort(order)]
+    F = whole.astype(work.dtype).astype(layout.shape.dtype)  # what is measured is what is stored
+    if order is not None:
+        F = F[:, np.argsort(order)]
     step = Project(
         basis, np.diag(signs) if n else None, F if verify else None, layout.shape.dtype,
         work.dtype if explicit else layout.shape.dtype, layout.slab_rows,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from pipelines.methods.options import BlockKrylov, Iterated, Sketch, Tsqr
 from pipelines.methods.orthonormal import factor
 from pipelines.methods.problem import frobenius
 from pipelines.methods.randomized import Found, basis_columns, find, widths
-from pipelines.small.rank import Decision, cut
+from pipelines.passes.project import Projected
+from pipelines.small.rank import EPS, Decision, cut
 
 EXACT_COLUMNS = 4096
 """Columns up to which R is computed whatever is asked for: seconds, and correct to the last digit."""
@@ -24,6 +26,8 @@ MOST_EXACT_COLUMNS = 16384
 """Columns above which the SVD of R takes most of an hour, so that `auto` takes it only for all values."""
 WORTH_A_GUESS = 4.0
 """How many times as many flops R has to take before random columns are worth the digits that they cost."""
+ROUNDINGS = 8.0
+"""Roundings of the largest value that no bound goes below."""
 SVD_FLOPS = 25.0
 """Flops of an SVD with vectors, in units of n³."""
 
@@ -145,6 +149,9 @@ def spectrum_of(work: Work, enough: Callable[[Found, int], bool]) -> Spectrum:
 def certified(work: Work, spectrum: Spectrum) -> tuple[Decision, FactorCertificate]:
     """The rank of what was found, and the certificate as far as it goes."""
     limit = replace(tolerance_of(work, spectrum.tally.rows), scaled=False)
+    if not spectrum.resolved:  # the noise of a sketch, which sees squares
+        noise = ROUNDINGS * (EPS * work.layout.shape.columns**0.5) ** 0.5
+        limit = replace(limit, rtol=max(limit.rtol, noise), reason=f"{limit.reason}; at least the noise of a sketch")
     decision = cut(spectrum.s, replace(limit, reason=limit.reason.replace(", on columns scaled to norm one", "")))
     certificate = certificate_of(work, decision, spectrum.tally)
     options = method(work.job, work.layout.shape)
@@ -154,10 +161,23 @@ def certified(work: Work, spectrum: Spectrum) -> tuple[Decision, FactorCertifica
     return decision, replace(certificate, method=options.name, found=len(spectrum.s), singular_values=ends)
 
 
-def residuals(back: np.ndarray, s: np.ndarray, Vh: np.ndarray) -> np.ndarray:
-    """‖Aᴴuⱼ − sⱼvⱼ‖ (k,) from UᴴA: a singular value of A lies within that of each sⱼ, since A vⱼ = sⱼuⱼ."""
-    found: np.ndarray = np.linalg.norm(back - s[:, None] * Vh, axis=1)
-    return found
+def residuals(written: Projected, s: np.ndarray, Vh: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """‖Aᴴuⱼ − sⱼvⱼ‖ (k,): a singular value of A lies within that of each sⱼ, since A vⱼ = sⱼuⱼ, up to roundings.
+
+    `weights` is what the rows that were written have beside U.  Where sⱼ = 0 those are A vⱼ itself, whose norm bounds
+    the smallest singular value.
+    """
+    if not len(s):
+        return np.zeros(0)
+    lengths = np.ones(len(s)) if weights is None else np.where(s > 0, weights, 1)
+    found = np.linalg.norm(written.back / lengths[:, None] - s[:, None] * Vh, axis=1)
+    found = np.where(s > 0, found, np.sqrt(written.gram.diagonal().real))
+    return np.asarray(found + ROUNDINGS * EPS * s[0])
+
+
+def as_stored(factor: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """A factor as it will be read back: what is measured is what is stored."""
+    return factor.astype(dtype).astype(factor.dtype)
 
 
 def values_error(bounds: np.ndarray, s: np.ndarray) -> float:
@@ -172,7 +192,9 @@ def best_error(spectrum: Spectrum, s: np.ndarray, misfit: float, bounds: np.ndar
     (Temple 1928, Kato 1949).
     """
     k = len(s)
-    following = float(spectrum.s[k]) if k < len(spectrum.s) else 0.0
+    # What follows where nothing more was found is at most what was left out, and may be as large as the last value.
+    unknown = min(float(s[-1]), spectrum.tail(k) * spectrum.norm) if k else 0.0
+    following = float(spectrum.s[k]) if k < len(spectrum.s) else unknown
     rho, gap = s * bounds, s**2 - following**2
     with np.errstate(divide="ignore", invalid="ignore"):
         lacking = np.where(gap > 0, np.minimum(rho, rho**2 / gap), rho)

@@ -13,6 +13,7 @@ from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
 from pipelines.kinds.factors import in_memory, needs_tall_for_nan, shortfalls_of, target_of, written_bytes
 from pipelines.kinds.spectral import (
     Spectrum,
+    as_stored,
     basis_of,
     best_error,
     buffer_bytes,
@@ -101,7 +102,7 @@ def solve(work: Work) -> Outcome:
             gram = float(np.linalg.norm(written.gram - np.eye(k))) if stored else None
             certificate = replace(certificate, verified=True, orthogonality=gram, reconstruction_error=misfit)
         if job.verify and not spectrum.exact:
-            bounds["error_bound"] = found = residuals(written.back, s, Vh)
+            bounds["error_bound"] = found = residuals(written, s, Vh)
             certificate = replace(
                 certificate,
                 values_error=values_error(found, s),
@@ -151,7 +152,7 @@ def _written(work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum) -> t
         assert basis.R2 is not None
         T, s, Z = np.linalg.svd(basis.R2 * s)
         Vh = Z @ Vh
-    F = s[:, None] * Vh
+    F = s[:, None] * as_stored(Vh, work.dtype)
     name, dimensions = ("Vt", ("value", "column")) if wide else ("U", ("row", "value"))
     step = Project(
         basis, T, F if job.verify else None, layout.shape.dtype, work.dtype, layout.slab_rows,
@@ -182,10 +183,11 @@ def _statement(job: SVD, c: FactorCertificate, spectrum: Spectrum, k: int) -> st
 
 def _randomized_statement(job: SVD, c: FactorCertificate, spectrum: Spectrum, k: int) -> str:
     if c.reconstruction_error is None or c.values_error is None:
+        each = "each at most the true one of its number" if spectrum.resolved else "known to about 1e-8 of the largest"
         return (
-            f"An estimate of the {k:,} largest singular values from random columns, each at most the true one of its "
-            f"number. What they leave out of your matrix is about {c.reconstruction_error:.2e} of it; `verify: false` "
-            "left out the read that bounds their errors."
+            f"An estimate of the {k:,} largest singular values from random columns, {each}. What they leave out of "
+            f"your matrix is about {c.reconstruction_error:.2e} of it; `verify: false` left out the read that bounds "
+            "their errors."
         )
     best = f", and about {c.best_error:.3e} is the least that any {k:,} could" if c.best_error is not None else ""
     said = (
@@ -194,8 +196,10 @@ def _randomized_statement(job: SVD, c: FactorCertificate, spectrum: Spectrum, k:
         f"of its norm{best}. Measured in a further read."
     )
     if isinstance(job.values, Relative):
+        # σₖ₊₁² ≤ sₖ₊₁² + ‖A − A V Vᴴ‖², of all that was found.
         rest = spectrum.tail(len(spectrum.s)) * spectrum.norm
-        proven = bool(len(spectrum.s)) and rest <= job.values.tolerance * spectrum.s[0]
+        following = float(spectrum.s[k]) if k < len(spectrum.s) else 0.0
+        proven = k > 0 and np.hypot(following, rest) <= job.values.tolerance * spectrum.s[0]
         said += (
             " No value above the tolerance was missed."
             if proven

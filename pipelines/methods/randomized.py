@@ -37,7 +37,7 @@ class Found:
     """The largest singular values of A (m, n) and their right vectors."""
 
     s: np.ndarray
-    """(L,), descending; each at most the singular value of A of its number."""
+    """(L,), descending; each at most the singular value of A of its number, but for a sketch, which knows squares."""
     Vh: np.ndarray
     """(L, n), orthonormal rows."""
     norm: float
@@ -116,8 +116,6 @@ def _round(
     triangle, seen = passes(step, system, layout.spans)
     unchanged(tally, seen)
     _, s, Zh = np.linalg.svd(np.triu(triangle.R))
-    if len(s) and s[0] > 0 and not norm:
-        in_range("matrix", s[:1])  # so small that squares of its entries are zero
     return Found(s, Zh @ K.conj().T, norm, tally)
 
 
@@ -127,7 +125,7 @@ def _checked(product: Multiplied, tally: Tally, layout: Layout) -> float:
     norms = np.sqrt(product.squares)
     columns_in_range("row" if layout.shape.wide else "column", norms)
     norm = float(column_norms(norms[:, None])[0])
-    in_range("matrix", np.array([norm]))
+    in_range("matrix", np.array([norm or product.largest]))  # the squares of tiny entries are zeros
     return norm
 
 

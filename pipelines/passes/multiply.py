@@ -18,6 +18,8 @@ class Multiplied:
     """(AᴴAZ)ᴴ, (l, n)."""
     squares: np.ndarray
     """‖A eⱼ‖² of each column, (n,); (0,) when they are known already."""
+    largest: float = 0.0
+    """The largest of all entries, whose square may be no number any more."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,13 @@ class Multiply:
         state.Wh += product(product(self.Zh, adjoint(a), "y"), a, "W")
         if self.first:
             state.squares += squares(a)
+            real = a.view(np.float64)
+            state.largest = max(state.largest, float(real.max(initial=0.0)), -float(real.min(initial=0.0)))
         return state
 
     def merge(self, left: Multiplied, right: Multiplied) -> Multiplied:
-        return Multiplied(left.Wh + right.Wh, left.squares + right.squares)
+        largest = max(left.largest, right.largest)
+        return Multiplied(left.Wh + right.Wh, left.squares + right.squares, largest)
 
     def finish(self, state: Multiplied, span: Span) -> Multiplied:
         return state
