@@ -11,27 +11,14 @@ from pipelines.kernels.basis import Basis
 from pipelines.kinds import spectral
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
 from pipelines.kinds.factors import in_memory, needs_tall_for_nan, shortfalls_of, target_of, written_bytes
-from pipelines.kinds.spectral import (
-    Spectrum,
-    as_stored,
-    basis_of,
-    best_error,
-    buffer_bytes,
-    certified,
-    method,
-    reason,
-    residuals,
-    spectrum_of,
-    too_few,
-    values_error,
-)
+from pipelines.kinds.spectral import Spectrum
 from pipelines.layout import Layout
 from pipelines.methods.options import Tsqr
 from pipelines.methods.problem import unchanged
 from pipelines.methods.randomized import RESOLVED, Found
 from pipelines.passes.project import Project, Projected
 
-__all__ = ["basis_of", "buffer_bytes", "method", "reason", "result_bytes", "solve", "steps", "writes"]
+method, reason, basis_of, buffer_bytes = spectral.method, spectral.reason, spectral.basis_of, spectral.buffer_bytes
 
 CLEAR_OF = 10.0
 """A tolerance has to be this many times what differences of squared norms can tell."""
@@ -75,12 +62,12 @@ def result_bytes(job: LowRank, layout: Layout) -> int:
 def solve(work: Work) -> Outcome:
     """L and R, and how near their product is."""
     job, wide = work.job, work.layout.shape.wide
-    spectrum = spectrum_of(work, lambda found, width: _rank(job, found, len(found.s)) <= width)
-    decision, certificate = certified(work, spectrum)
+    spectrum = spectral.spectrum_of(work, lambda found, width: _rank(job, found, len(found.s)) <= width)
+    decision, certificate = spectral.certified(work, spectrum)
     r = _rank(job, spectrum, decision.rank)
     s, Vh = spectrum.s[:r], spectrum.Vh[:r]
     factor, written = _written(work, s, Vh, spectrum)
-    missing = too_few(work, spectrum, r) if job.tolerance is not None else []
+    missing = spectral.too_few(work, spectrum, r) if job.tolerance is not None else []
     error = spectrum.tail(r)
     if job.verify:
         error = written.misfit**0.5 / (spectrum.norm or 1.0)
@@ -89,11 +76,11 @@ def solve(work: Work) -> Outcome:
         missing = [f"the error is {error:.3g} of ‖A‖; a tolerance of {job.tolerance:.3g} is asked for"]
     certificate = replace(certificate, reconstruction_error=error, best_error=spectrum.tail(r))
     if job.verify and not spectrum.exact:
-        bounds = residuals(written, s, Vh, _weights(job, s, wide=wide))
+        bounds = spectral.residuals(written, s, Vh, _weights(job, s, wide=wide))
         certificate = replace(
             certificate,
-            values_error=values_error(bounds, s),
-            best_error=best_error(spectrum, s, error, bounds) if spectrum.resolved else None,
+            values_error=spectral.values_error(bounds, s),
+            best_error=spectral.best_error(spectrum, s, error, bounds) if spectrum.resolved else None,
         )
     certificate = replace(certificate, statement=_statement(certificate, spectrum, r))
     small, large = ("L", "R") if wide else ("R", "L")
@@ -129,7 +116,7 @@ def _written(work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum) -> t
     """The factor of the small side (r, n), and what the read that writes the other measured."""
     job, layout, wide = work.job, work.layout, work.layout.shape.wide
     safe, weights = np.where(s > 0, s, 1), _weights(job, s, wide=wide)
-    F = as_stored((s / np.where(weights > 0, weights, 1))[:, None] * Vh, work.dtype)
+    F = spectral.as_stored((s / np.where(weights > 0, weights, 1))[:, None] * Vh, work.dtype)
     name, dimensions = ("R", ("component", "column")) if wide else ("L", ("row", "component"))
     step = Project(
         Basis(W=Vh.conj().T * (weights / safe)), None, F if job.verify else None, layout.shape.dtype, work.dtype,

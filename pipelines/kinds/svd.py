@@ -11,27 +11,14 @@ from pipelines.jobs.svd import Relative
 from pipelines.kinds import spectral
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
 from pipelines.kinds.factors import in_memory, needs_tall_for_nan, shortfalls_of, target_of, written_bytes
-from pipelines.kinds.spectral import (
-    Spectrum,
-    as_stored,
-    basis_of,
-    best_error,
-    buffer_bytes,
-    certified,
-    method,
-    reason,
-    residuals,
-    spectrum_of,
-    too_few,
-    values_error,
-)
+from pipelines.kinds.spectral import Spectrum
 from pipelines.layout import Layout, factor_flops
 from pipelines.methods.orthonormal import orthonormal, right_basis
 from pipelines.methods.problem import unchanged
 from pipelines.passes.project import Project, Projected
 from pipelines.small.rank import Decision
 
-__all__ = ["basis_of", "buffer_bytes", "method", "reason", "result_bytes", "solve", "steps", "writes"]
+method, reason, basis_of, buffer_bytes = spectral.method, spectral.reason, spectral.basis_of, spectral.buffer_bytes
 
 STEADY = 10.0
 """Up to this condition number A V S⁻¹ is orthonormal to roundoff by itself, and one read is saved."""
@@ -83,8 +70,8 @@ def solve(work: Work) -> Outcome:
     """s, and the vectors that are asked for, measured."""
     job, layout = work.job, work.layout
     wide = layout.shape.wide
-    spectrum = spectrum_of(work, lambda found, width: _above(job, found.s) < width)
-    decision, certificate = certified(work, spectrum)
+    spectrum = spectral.spectrum_of(work, lambda found, width: _above(job, found.s) < width)
+    decision, certificate = spectral.certified(work, spectrum)
     k = _kept(job, spectrum.s, decision)
     s, Vh, large, columns = spectrum.s[:k], spectrum.Vh[:k], {}, "Vt" if wide else "U"
     bounds: dict[str, np.ndarray] = {}
@@ -102,13 +89,13 @@ def solve(work: Work) -> Outcome:
             gram = float(np.linalg.norm(written.gram - np.eye(k))) if stored else None
             certificate = replace(certificate, verified=True, orthogonality=gram, reconstruction_error=misfit)
         if job.verify and not spectrum.exact:
-            bounds["error_bound"] = found = residuals(written, s, Vh)
+            bounds["error_bound"] = found = spectral.residuals(written, s, Vh)
             certificate = replace(
                 certificate,
-                values_error=values_error(found, s),
-                best_error=best_error(spectrum, s, misfit, found) if stored or spectrum.resolved else None,
+                values_error=spectral.values_error(found, s),
+                best_error=spectral.best_error(spectrum, s, misfit, found) if stored or spectrum.resolved else None,
             )
-    missing = too_few(work, spectrum, k) if isinstance(job.values, Relative) else []
+    missing = spectral.too_few(work, spectrum, k) if isinstance(job.values, Relative) else []
     certificate = replace(certificate, statement=_statement(job, certificate, spectrum, k))
     small = {"s": s, **bounds} | ({"singular_values": spectrum.s} if spectrum.exact else {})
     if job.vectors != "none" and not (wide and job.vectors == "right"):
@@ -152,7 +139,7 @@ def _written(work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum) -> t
         assert basis.R2 is not None
         T, s, Z = np.linalg.svd(basis.R2 * s)
         Vh = Z @ Vh
-    F = s[:, None] * as_stored(Vh, work.dtype)
+    F = s[:, None] * spectral.as_stored(Vh, work.dtype)
     name, dimensions = ("Vt", ("value", "column")) if wide else ("U", ("row", "value"))
     step = Project(
         basis, T, F if job.verify else None, layout.shape.dtype, work.dtype, layout.slab_rows,
