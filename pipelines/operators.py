@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.certify import FactorCertificate
 from pipelines.errors import BadData
 from pipelines.kernels.basis import Basis
-from pipelines.result import Result, open_result
+from pipelines.result import Result, open_result, whole
 
 FORMS = {"pseudoinverse": "operator", "qr": "implicit"}
 """The forms of results that can be applied, by kind of job."""
@@ -18,6 +19,13 @@ class Operator:
     """S = Q F for the system S of rows, which is A (m, n) or, when A is wide, Aᴴ; and S⁺ = K Qᴴ."""
 
     result: Result
+    shape: tuple[int, int]
+    """m and n of A."""
+    cut: tuple[int, int, int]
+    """Rows of a slab, of a block and of a span, as A was factored."""
+    fingerprint: int | None
+    """Of A's chunks when it was factored; None for an array that was never stored."""
+    certificate: FactorCertificate
     basis: Basis
     """The rows of Q from those of S."""
     K: np.ndarray | None
@@ -51,18 +59,6 @@ class Operator:
         """True for the Q of a QR factorisation."""
         return self.K is None
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """M and n of A."""
-        m, n = self.summary["plan"]["shape"][:2]
-        return int(m), int(n)
-
-    @property
-    def fingerprint(self) -> int | None:
-        """Of A's chunks when it was factored; None for an array that was never stored."""
-        stored = self.summary["input"].get("matrix")
-        return None if stored is None else int(stored["fingerprint"], 16)
-
     def onto_rows(self, B: np.ndarray) -> np.ndarray:
         """S⁺ S B for B (columns, k), which takes no read."""
         if self.small is not None:
@@ -77,7 +73,7 @@ def operator_from(given: Any) -> Operator:
         BadData: there is no result, or it holds no operator.
     """
     result = given if isinstance(given, Result) else open_result(str(given))
-    job = result.summary.get("job", {})
+    job = result.summary.get("job") or {}
     kind, form = str(result.summary.get("kind")), result.summary.get("form", job.get("form"))
     where = result.url or "in memory"
     if kind not in FORMS:
@@ -92,24 +88,50 @@ def operator_from(given: Any) -> Operator:
             f"Run its job again with `form: {FORMS[kind]}`"
             + (", or multiply by what is there." if form != "r" else ".")
         )
-    return _qr(result) if kind == "qr" else _pseudoinverse(result)
+    with whole(where):
+        held = _qr(result) if kind == "qr" else _pseudoinverse(result)
+        _must_fit(held)
+    return held
+
+
+def _must_fit(held: Operator) -> None:
+    """Raises ValueError where the factors are not those of one matrix."""
+    m, n = held.shape
+    rows, r = held.basis.by.shape
+    expected = {"R2": (r, r), "K": (min(m, n), r)}
+    found = {
+        "R2": () if held.basis.R2 is None else held.basis.R2.shape,
+        "K": (min(m, n), r) if held.K is None else held.K.shape,
+    }
+    if found != expected or (rows != min(m, n) and held.basis.order is None):
+        raise ValueError(f"the factors have shapes {(rows, r)}, {found['R2']} and {found['K']}")
+
+
+def _known(result: Result) -> tuple[Result, tuple[int, int], tuple[int, int, int], int | None, FactorCertificate]:
+    """What any operator says of itself."""
+    summary = result.summary
+    plan, stored, certificate = summary["plan"], summary["input"].get("matrix"), result.certificate
+    m, n = (int(length) for length in plan["shape"][:2])
+    cut = int(plan["slab_rows"]), int(plan["block_rows"]), int(plan["span_rows"])
+    assert isinstance(certificate, FactorCertificate)
+    return result, (m, n), cut, None if stored is None else int(stored["fingerprint"], 16), certificate
 
 
 def _qr(result: Result) -> Operator:
     R1 = np.asfortranarray(result["R1"])
     order = result["P"][: len(R1)] if "P" in result.names else None
     basis = Basis(R=R1, R2=np.asfortranarray(result["R2"]), order=order)
-    return Operator(result, basis, None, None, None, None, result["signs"])
+    return Operator(*_known(result), basis, None, None, None, None, result["signs"])
 
 
 def _pseudoinverse(result: Result) -> Operator:
     R2, K, ridge = np.asfortranarray(result["R2"]), result["K"], float(result.summary["job"]["ridge"])
     if "R1" in result.names:
-        return Operator(result, Basis(R=np.asfortranarray(result["R1"]), R2=R2), K, None, None, None, None)
+        return Operator(*_known(result), Basis(R=np.asfortranarray(result["R1"]), R2=R2), K, None, None, None, None)
     W = result["W"]
     basis, norms = Basis(W=W, R2=R2), np.linalg.norm(W, axis=0)
     V = W / np.where(norms > 0, norms, 1)  # W = V S⁻¹
     if not ridge:
-        return Operator(result, basis, K, V, None, None, None)
+        return Operator(*_known(result), basis, K, V, None, None, None)
     F = (R2 / np.where(norms > 0, norms, 1)) @ V.conj().T
-    return Operator(result, basis, K, None, F @ K, K @ F, None)
+    return Operator(*_known(result), basis, K, None, F @ K, K @ F, None)

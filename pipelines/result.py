@@ -1,6 +1,8 @@
 """A result: arrays, a certificate, and where they come from; stored as a Zarr group with the Xarray conventions."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +71,25 @@ class Result:
                 raise KeyError(f"{name}; this result holds {', '.join(sorted(self.arrays))}")
             self.arrays[name] = _read(self.url, name)
         return self.arrays[name]
+
+
+@contextmanager
+def whole(where: str) -> Iterator[None]:
+    """Parts of a stored result are taken; what is missing or damaged is a letter.
+
+    Raises:
+        BadData: something is not as it was written.
+    """
+    try:
+        yield
+    except BadData:
+        raise
+    except Exception as error:  # codecs, stores and hand-edited metadata raise anything
+        said = str(error).strip("'\"").partition("\n")[0]
+        raise BadData(
+            f"The result {where} is damaged or not complete ({type(error).__name__}: {said}). Run the job that made it "
+            "again."
+        ) from error
 
 
 def read_summary(url: str) -> dict[str, Any]:

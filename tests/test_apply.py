@@ -1,5 +1,8 @@
 """Operators: a pseudoinverse and a Q that are never formed, applied to what is stored."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import zarr
@@ -280,6 +283,40 @@ def test_what_is_no_operator_says_what_it_is(stored, tmp_path, rng):
     in_memory = run(Pseudoinverse(matrix=A, form="operator"))
     with pytest.raises(PlanRefused, match=r"factored from an array in memory .*numpy.ndarray of shape \[1000, 12\]"):
         run(Apply(operator=in_memory, rhs=b, compute="pinv"))
+
+
+def _without(path, key):
+    file = path / "zarr.json"
+    text = json.loads(file.read_text())
+    del text["attributes"]["tallgrass"][key]
+    file.write_text(json.dumps(text))
+
+
+def _truncated(path, array):
+    chunk = next(file for file in (path / array / "c").rglob("*") if file.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:20])
+
+
+def _rewritten(path, array):
+    zarr.create_array(path / array, shape=(3, 3), dtype=float, overwrite=True)[...] = np.ones((3, 3))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda path, name=name: shutil.rmtree(path / name) for name in ("K", "R1", "R2")),
+        *(lambda path, name=name: _truncated(path, name) for name in ("K", "R1", "R2")),
+        *(lambda path, key=key: _without(path, key) for key in ("plan", "job", "input")),
+        lambda path: _rewritten(path, "K"),
+    ],
+)
+def test_a_damaged_operator_is_a_letter(stored, tmp_path, damage):
+    _, _, _, _, operator, b, _ = stored
+    damage(tmp_path / "operator")
+    with pytest.raises(
+        BadData, match=r"The result .*/operator is damaged or not complete \(.*\). Run the job that made"
+    ):
+        run(Apply(operator=operator, rhs=b, compute="pinv"))
 
 
 def test_nan_in_b_is_bad_data(stored, rng):

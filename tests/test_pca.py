@@ -1,5 +1,7 @@
 """PCA against NumPy on explicitly centred data, and where means are large, columns constant, and entries missing."""
 
+import shutil
+
 import numpy as np
 import pytest
 import zarr
@@ -294,6 +296,14 @@ def test_missing_entries_of_new_rows(rng):
     filled[4, 2] = pca["mean"][2]
     found = run(PCATransform(matrix=new, pca=pca, nan="mean"))["scores"]
     np.testing.assert_allclose(found, run(PCATransform(matrix=filled, pca=pca))["scores"], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["components", "mean", "scale"])
+def test_a_damaged_pca_is_a_letter(rng, tmp_path, name):
+    run(PCA(matrix=mixed(rng), scale=True, output=f"{tmp_path}/pca"))
+    shutil.rmtree(tmp_path / "pca" / name)
+    with pytest.raises(BadData, match=rf"The result .*/pca is damaged or not complete \(KeyError: {name}; this result"):
+        run(PCATransform(matrix=np.ones((9, 8)), pca=f"{tmp_path}/pca"))
 
 
 def test_rows_that_do_not_fit_a_pca_are_refused(rng, tmp_path):

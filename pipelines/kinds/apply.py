@@ -86,7 +86,7 @@ def _where_it_was(held: Operator) -> Any:
 
 def as_factored(job: Apply, inputs: Inputs) -> Layout:
     """The cut that A was factored with: Q is orthonormal only when its rows are made in the same slabs again."""
-    plan, options = job.operator.summary["plan"], Tsqr()
+    options, (slab_rows, block_rows, span_rows) = Tsqr(), job.operator.cut
     layout = lay_out(
         replace(inputs.shape, k=0),
         block=None, products=options.products, slab_bytes=None, span_seconds=options.span_seconds, writes=True,
@@ -94,9 +94,9 @@ def as_factored(job: Apply, inputs: Inputs) -> Layout:
     layout = replace(
         layout,
         shape=inputs.shape,
-        slab_rows=plan["slab_rows"],
-        block_rows=plan["block_rows"],
-        span_rows=plan["span_rows"],
+        slab_rows=slab_rows,
+        block_rows=block_rows,
+        span_rows=span_rows,
         given=inputs.given,
     )
     return layout
@@ -287,8 +287,7 @@ def _unchanged(held: Operator, inputs: Inputs, tally: Tally) -> tuple[int, int, 
 
 
 def _certificate(held: Operator, warnings: tuple[str, ...]) -> FactorCertificate:
-    c = held.result.certificate
-    assert isinstance(c, FactorCertificate)
+    c = held.certificate
     said = (
         "Products with the operator, not measured themselves; their error is that of the operator, which said of "
         f"itself: {c.statement}"

@@ -14,7 +14,7 @@ from pipelines.layout import Layout, Shape
 from pipelines.matrix import Centring
 from pipelines.methods.problem import check
 from pipelines.passes.rowmap import Mapped, RowMap
-from pipelines.result import Result, open_result
+from pipelines.result import Result, open_result, whole
 
 method = exact_method
 
@@ -26,11 +26,16 @@ def resolved(job: PCATransform) -> PCATransform:
         BadData: there is none.
     """
     result = job.pca if isinstance(job.pca, Result) else open_result(str(job.pca))
-    if result.summary["kind"] != "pca":
+    kind, where = result.summary.get("kind"), result.url or "in memory"
+    if kind != "pca":
         raise BadData(
-            f"The result {result.url or 'in memory'} is of kind {result.summary['kind']}, and `kind: pca_transform` "
-            "needs one of kind pca. Run that first."
+            f"The result {where} is of kind {kind}, and `kind: pca_transform` needs one of kind pca. Run that first."
         )
+    with whole(where):
+        components, mean, spread, lengths = _parts(result)
+        if {components.shape[1]} != {len(mean), len(spread)} or len(lengths) != len(components):
+            raise ValueError(f"components of shape {components.shape} with {len(mean)} means")
+        assert isinstance(result.certificate, FactorCertificate)
     return job.model_copy(update={"pca": result})
 
 
