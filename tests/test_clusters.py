@@ -28,7 +28,7 @@ from workers.clusters import Address, Local, Tls, dashboard_link, open_cluster, 
 from workers.clusters.address import check_versions
 from workers.clusters.local import SETTINGS, resources_of_local
 from workers.clusters.machine import Machine, this_machine
-from workers.clusters.spawn import ENVIRONMENT, SERVER
+from workers.clusters.spawn import ENVIRONMENT, SERVER, _Server
 
 GIB = 2**30
 ROOM = 300 * 2**20
@@ -98,6 +98,19 @@ def test_nothing_listens_to_other_machines(small):
     listening = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"]
     assert len(listening) >= 6
     assert set(listening) == {"127.0.0.1"}
+
+
+def test_a_server_that_was_stopped_is_not_started_again_by_a_nanny_that_is_late():
+    """It would never end, and Python would wait for it at its own end: a run that was stopped once did that."""
+    server = _Server()
+    server.begin()
+    process = psutil.Process(server._forkserver_pid)
+    server.stop()
+    assert not process.is_running()
+    for late in (server.ensure_running, lambda: server.connect_to_new_process([])):
+        with pytest.raises(OSError, match="the server that forks workers was stopped"):
+            late()
+    assert server._forkserver_pid is None
 
 
 def test_the_server_that_workers_are_forked_from_has_a_single_thread(small):

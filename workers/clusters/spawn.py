@@ -9,6 +9,7 @@ worker, is a fork of it, within milliseconds.  A script needs no `if __name__ ==
 Nothing outlives the driver: its end of a pipe closes when it dies, even by SIGKILL, and workers and server go.
 """
 
+import atexit
 import io
 import os
 import signal
@@ -61,24 +62,41 @@ class _Server(forkserver.ForkServer):
     def __init__(self) -> None:
         super().__init__()
         self.set_forkserver_preload(IMPORTED)
+        self._guard = threading.RLock()
+        self._stopped = True
+
+    def begin(self) -> None:
+        """Start the server for a cluster."""
+        with self._guard:
+            self._stopped = False
+            self.ensure_running()
 
     def ensure_running(self) -> None:
-        """Start the server, or start it again if it died; it and its forks have our environment and no Ctrl-C."""
-        with _interrupts_blocked():
-            resource_tracker.ensure_running()  # by itself, since starting it unblocks Ctrl-C
-        with _environment(), _interrupts_blocked():
-            super().ensure_running()
+        """Start the server again if it died; it and its forks have our environment and no Ctrl-C.
+
+        Raises:
+            OSError: it was stopped: a nanny that is late would leave a server that nobody ends.
+        """
+        with self._guard:
+            if self._stopped:
+                raise OSError("the server that forks workers was stopped")
+            with _interrupts_blocked():
+                resource_tracker.ensure_running()  # by itself, since starting it unblocks Ctrl-C
+            with _environment(), _interrupts_blocked():
+                super().ensure_running()
 
     def stop(self) -> None:
-        """End the server at once, and every fork of it that is left."""
-        if self._forkserver_pid is not None:
-            import psutil
+        """End the server at once, and every fork of it that is left; it does not start again by itself."""
+        with self._guard:
+            self._stopped = True
+            if self._forkserver_pid is not None:
+                import psutil
 
-            with suppress(psutil.NoSuchProcess):
-                server = psutil.Process(self._forkserver_pid)
-                for process in [*server.children(), server]:
-                    process.kill()
-            self._stop()
+                with suppress(psutil.NoSuchProcess):
+                    server = psutil.Process(self._forkserver_pid)
+                    for process in [*server.children(), server]:
+                        process.kill()
+                self._stop()
 
 
 TRIES = 5
@@ -155,6 +173,7 @@ class _Context(context.ForkServerContext):
 
 
 SERVER = _Server()
+atexit.register(SERVER.stop)  # or Python would wait for ever for a server that an ill-timed signal left behind
 _users = 0
 _lock = threading.Lock()
 
@@ -188,7 +207,7 @@ def fork_server() -> Iterator[str]:
 def warm_up() -> None:
     """Start the server now: it imports Dask, NumPy and Zarr while the driver does something else."""
     if register() == METHOD:
-        SERVER.ensure_running()
+        SERVER.begin()
 
 
 @contextmanager
