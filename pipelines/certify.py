@@ -197,6 +197,8 @@ def _digits(c: Certificate) -> str:
 
 def parts(relative: float) -> str:
     """3e-16 → "3 parts in 10¹⁶"."""
+    if relative == 0:
+        return "nothing that could be measured"
     exponent = math.floor(math.log10(relative)) if relative > 0 else -300
     leading = round(relative / 10.0**exponent)
     if leading == 10:

@@ -103,6 +103,12 @@ def _must_fit(held: Operator) -> None:
         "R2": () if held.basis.R2 is None else held.basis.R2.shape,
         "K": (min(m, n), r) if held.K is None else held.K.shape,
     }
+    R2, K = held.basis.R2, held.K
+    factors = [held.basis.by, R2, K, held.V, held.middle, held.small, held.signs]
+    if not all(np.isfinite(factor).all() for factor in factors if factor is not None):
+        raise ValueError("a factor holds NaN or infinity")
+    if min(held.cut) < 1:
+        raise ValueError(f"rows of slabs, blocks and spans are {held.cut}")
     if found != expected or (rows != min(m, n) and held.basis.order is None):
         raise ValueError(f"the factors have shapes {(rows, r)}, {found['R2']} and {found['K']}")
 

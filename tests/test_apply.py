@@ -9,7 +9,7 @@ import zarr
 from scipy.sparse.linalg import LinearOperator, lsqr
 from zarr.codecs import Crc32cCodec
 
-from pipelines import QR, Apply, Pseudoinverse, make_plan, open_result, operator_of, run
+from pipelines import QR, SVD, Apply, Pseudoinverse, make_plan, open_result, operator_of, run
 from pipelines.errors import BadData, JobFileError, PlanRefused
 from pipelines.load import load_job
 from pipelines.plan import Resources
@@ -237,6 +237,60 @@ def test_a_matrix_that_has_moved_or_changed_is_noticed(stored, tmp_path):
         run(Apply(operator=operator, rhs=b, compute="pinv", matrix=b))
 
 
+def test_an_output_never_replaces_the_matrix_of_an_operator(save, rng, tmp_path):
+    """Its path stands in the operator and not in the job file, or behind a link."""
+    run(SVD(matrix=rng.standard_normal((300, 6)), vectors="both", output=f"{tmp_path}/svd"))
+    run(Pseudoinverse(matrix=f"{tmp_path}/svd/U", form="operator", output=f"{tmp_path}/operator"))
+    (tmp_path / "link").symlink_to(tmp_path / "svd")
+    for output in ("svd", "link", "svd/U/inside"):
+        with pytest.raises(PlanRefused, match=r"an output outside the input; .*the matrix of the operator"):
+            run(
+                Apply(
+                    operator=f"{tmp_path}/operator", compute="leverage", output=f"{tmp_path}/{output}", overwrite=True
+                )
+            )
+    with pytest.raises(ValueError, match="an output outside the input"):
+        SVD(matrix=f"{tmp_path}/link/U", output=f"{tmp_path}/svd", overwrite=True)
+    assert open_result(f"{tmp_path}/svd")["U"].shape == (300, 6)
+
+
+@pytest.mark.parametrize(
+    ("then", "now"), [([1, 0, 2], [0, 1, 2]), ([1, 0, 2], None), (None, [2, 1, 0]), ([0, 1, 2], [3, 4, 5])]
+)
+def test_other_columns_of_the_same_array_are_not_the_same_matrix(save, rng, tmp_path, then, now):
+    url = save("A", rng.standard_normal((300, 6 if then else 3)), (100, 6 if then else 3))
+    run(Pseudoinverse(matrix={"url": url, "columns": then}, form="operator", output=f"{tmp_path}/operator"))
+    operator = f"{tmp_path}/operator"
+    with pytest.raises(BadData, match=r"(Give the same `columns`, in the same order|The matrix is 300 × 6 now)"):
+        run(Apply(operator=operator, compute="leverage", matrix={"url": url, "columns": now}))
+    same = run(Apply(operator=operator, compute="leverage", matrix={"url": url, "columns": then}))["leverage"]
+    assert same.sum() == pytest.approx(3)
+
+
+def test_nan_in_a_is_an_error_where_the_job_says_so(save, rng, tmp_path):
+    A = rng.standard_normal((300, 6))
+    A[17, 2] = np.nan
+    run(Pseudoinverse(matrix=save("A", A, (50, 6)), form="operator", nan="omit_rows", output=f"{tmp_path}/operator"))
+    for compute, rhs in (("leverage", None), ("pinv_adjoint", np.ones(6)), ("pinv", np.ones(300))):
+        with pytest.raises(BadData, match=r"1 entry of the matrix .* the first is at row 17, column 2"):
+            run(Apply(operator=f"{tmp_path}/operator", compute=compute, rhs=rhs, nan="error"))
+
+
+def test_what_needs_no_read_says_that_nobody_looked(stored):
+    _, _, C, _, operator, _, _ = stored
+    found = run(Apply(operator=operator, rhs=C, compute="project_null"))
+    assert found.certificate.statement.startswith("A was not read, so nobody has seen whether it is still what it was.")
+
+
+def test_a_matrix_that_is_gone_is_named_with_its_operator(stored, tmp_path):
+    _, _, _, _, operator, b, _ = stored
+    (tmp_path / "A").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        BadData, match=r"The operator .*/operator was made from the matrix .*/A, and nothing is there, seen"
+    ):
+        run(Apply(operator=operator, rhs=b, compute="pinv"))
+
+
 def test_a_matrix_that_was_moved_with_its_times_is_found_there(stored, tmp_path):
     A, B, _, _, operator, b, _ = stored
     (tmp_path / "A").rename(tmp_path / "elsewhere")
@@ -308,6 +362,7 @@ def _rewritten(path, array):
         *(lambda path, name=name: _truncated(path, name) for name in ("K", "R1", "R2")),
         *(lambda path, key=key: _without(path, key) for key in ("plan", "job", "input")),
         lambda path: _rewritten(path, "K"),
+        lambda path: zarr.open_array(path / "K", mode="r+").__setitem__((0, 0), np.nan),
     ],
 )
 def test_a_damaged_operator_is_a_letter(stored, tmp_path, damage):

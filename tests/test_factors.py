@@ -6,7 +6,7 @@ import scipy.linalg
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from pipelines import QR, SVD, Apply, Pseudoinverse, make_plan, open_result, run
+from pipelines import PCA, QR, SVD, Apply, LowRank, Pseudoinverse, make_plan, open_result, run
 from pipelines.errors import BadData, PlanRefused
 from pipelines.kernels.gaussian import gaussian
 from pipelines.plan import Resources
@@ -403,6 +403,41 @@ def test_rows_with_nan_are_an_error_or_zeros(save, kind, rng):
 def test_rows_of_a_wide_matrix_are_not_left_out():
     with pytest.raises(PlanRefused, match=r"nan: omit_rows needs at least as many rows as columns.*5 × 100"):
         make_plan(Pseudoinverse(matrix=np.ones((5, 100)), nan="omit_rows"))
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+@pytest.mark.parametrize("kind", [*JOBS, "low_rank", "randomized", "pca", "wide pca"])
+def test_a_real_matrix_has_a_complex_answer_where_that_is_asked_for(kind, dtype, rng):
+    A = rng.standard_normal((60, 5))
+    more = {
+        "low_rank": (lambda **given: LowRank(rank=2, **given), "L"),
+        "randomized": (lambda **given: SVD(values=2, vectors="both", method="block_krylov", **given), "U"),
+        "pca": (lambda **given: PCA(scores=True, **given), "scores"),
+        "wide pca": (PCA, "components"),
+    }
+    make, name = (JOBS | more)[kind]
+    A = A.T if kind == "wide pca" else A
+    asked, plain = run(make(matrix=A, dtype=dtype)), run(make(matrix=A))
+    assert asked[name].dtype == dtype
+    np.testing.assert_allclose(asked[name], plain[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [*JOBS, "low_rank", "truncated", "operator", "pivoted", "pca", "wide pca"])
+def test_xarray_opens_every_kind_of_result(kind, rng, tmp_path):
+    xarray = pytest.importorskip("xarray")
+    A = deficient(rng, 60, 8, rank=4)
+    more = {
+        "low_rank": (lambda **given: LowRank(rank=2, **given), ""),
+        "truncated": (lambda **given: SVD(values=3, vectors="both", **given), ""),
+        "operator": (lambda **given: Pseudoinverse(form="operator", **given), ""),
+        "pivoted": (lambda **given: QR(form="implicit", pivoting=True, **given), ""),
+        "pca": (lambda **given: PCA(scores=True, n_components=2, **given), ""),
+        "wide pca": (lambda **given: PCA(scores=True, scale=True, n_components=2, **given), ""),
+    }
+    A = A.T if kind == "wide pca" else rng.standard_normal((60, 8)) if kind == "qr" else A
+    run((JOBS | more)[kind][0](matrix=A, output=f"{tmp_path}/result"))
+    opened = xarray.open_zarr(f"{tmp_path}/result", consolidated=False)
+    assert set(opened.data_vars) == set(open_result(f"{tmp_path}/result").names)
 
 
 def test_integers_and_float32_answers(rng):

@@ -198,6 +198,7 @@ def test_the_example_of_least_squares_shows_the_options_of_its_method():
         ({"kind": "svd", "vectors": "left"}, "'none', 'right' or 'both'"),
         ({"kind": "pca", "n_components": 0}, "n_components"),
         ({"kind": "pca", "n_components": 1.5}, "n_components"),
+        ({"kind": "pca", "n_components": 1.0}, "a whole number, a fraction of the variance below 1, or all"),
         ({"kind": "pca", "nan": "drop"}, "'error', 'omit_rows' or 'mean'"),
         ({"kind": "qr", "form": "q"}, "'r', 'explicit' or 'implicit'"),
         ({"kind": "pseudoinverse", "rank": 0}, "greater than or equal to 1"),

@@ -306,6 +306,23 @@ def test_a_damaged_pca_is_a_letter(rng, tmp_path, name):
         run(PCATransform(matrix=np.ones((9, 8)), pca=f"{tmp_path}/pca"))
 
 
+@pytest.mark.parametrize("complex_pca", [True, False])
+def test_real_rows_and_complex_components_and_the_other_way_round(rng, complex_pca):
+    A = mixed(rng) + (1j * mixed(rng) if complex_pca else 0)
+    new = mixed(rng, m=9) + (0 if complex_pca else 1j * mixed(rng, m=9))
+    pca = run(PCA(matrix=A))
+    scores = run(PCATransform(matrix=new, pca=pca))["scores"]
+    np.testing.assert_allclose(scores, (new - pca["mean"]) @ pca["components"].conj().T, atol=1e-12)
+    back = run(PCATransform(matrix=scores, pca=pca, inverse=True))["reconstruction"]
+    np.testing.assert_allclose(back, new, atol=1e-10)
+
+
+def test_what_a_pca_does_not_reach_its_scores_do_not_either(rng):
+    pca = run(PCA(matrix=mixed(rng)))
+    found = run(PCATransform(matrix=mixed(rng, m=9), pca=pca, require={"condition_number": 1.001}))
+    assert "condition_number is" in found.shortfalls[0]
+
+
 def test_rows_that_do_not_fit_a_pca_are_refused(rng, tmp_path):
     pca = run(PCA(matrix=mixed(rng), n_components=3))
     with pytest.raises(BadData, match=r"The matrix has 3 columns, and 8 are needed: rows of the matrix that the PCA"):

@@ -388,9 +388,10 @@ def test_memory_and_reads_are_planned_before_anything_is_read(A):
     assert plan.method == "block_krylov"
     assert [one.name for one in plan.passes] == ["multiply", "multiply", "resolve", "verify"]
     assert plan.reason.startswith("randomized (asked for by the job file): 2 products with AᵀA, one read each")
-    assert [one.name for one in make_plan(SVD(matrix=A, values=K, method="sketch", verify=False)).passes] == [
-        "multiply"
-    ]
+    for verify, reads in ((False, ["multiply"]), (True, ["multiply", "verify"])):
+        sketch = SVD(matrix=A, values=K, method="sketch", verify=verify)
+        assert [one.name for one in make_plan(sketch).passes] == reads
+        assert list(run(sketch).summary["timings"]) == [*reads, "total"]
     done = run(SVD(matrix=A, values=K, method="block_krylov"))
     assert list(done.summary["timings"]) == ["multiply", "multiply-2", "resolve", "verify", "total"]
 

@@ -112,10 +112,21 @@ def _run(job: Any, cluster: Any) -> "Result":
     from workers.terminal import watching
 
     spans = _spans(job, cluster)
-    with watching(asked("quiet")) as listener, open_cluster(cluster, spans) as client:
-        if link := dashboard_link(client):
-            listener(Note(f"dashboard: {link}"))
-        return execute(job, client=client, listener=listener)
+    try:
+        with watching(asked("quiet")) as listener, open_cluster(cluster, spans) as client:
+            if link := dashboard_link(client):
+                listener(Note(f"dashboard: {link}"))
+            return execute(job, client=client, listener=listener)
+    except BaseException:
+        _sweep(job.output)  # what workers wrote while they were being ended
+        raise
+
+
+def _sweep(output: str | None) -> None:
+    from pipelines.storage import sweep
+
+    if output is not None:
+        sweep(output)
 
 
 def _spans(job: Any, cluster: Any) -> int | None:

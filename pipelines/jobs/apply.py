@@ -74,7 +74,7 @@ class Apply(Model):
     output: Url | None = None
     """Path or URL of the result, a Zarr group with an array for each of `compute`; it appears whole or not at all."""
     nan: Literal["as_factored", "error", "omit_rows"] = "as_factored"
-    """What to do with NaN or infinity in A and B: as when A was factored, stop, or take such rows as zeros."""
+    """What to do with NaN or infinity in A: as when it was factored, stop, or take such rows as zeros."""
     missing_chunks: Literal["as_factored", "error", "fill"] = "as_factored"
     """What to do with chunks that are not in the store: as when A was factored, stop, or take the fill value."""
     dtype: NumberType = "auto"

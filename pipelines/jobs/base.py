@@ -148,7 +148,7 @@ def _canonical(url: str) -> str:
     if "://" in url and not url.startswith("file://"):
         scheme, _, rest = url.partition("://")
         return f"{scheme}://{posixpath.normpath(rest)}"
-    return os.path.abspath(url.removeprefix("file://"))
+    return os.path.realpath(url.removeprefix("file://"))  # where it is written to, whatever links lead there
 
 
 __all__ = [

@@ -1,11 +1,19 @@
 """The PCA job: what its file may say."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from pipelines.fields import NOT_BOOL
+from pipelines.fields import NOT_BOOL, needed
 from pipelines.jobs.base import Bound, MatrixJob, RequireFactors, Rtol
+
+
+def _whole(value: Any) -> Any:
+    """1.0 is neither: as a count it would be one component, as a fraction all of them."""
+    if isinstance(value, float) and value >= 1:
+        raise needed("a whole number, a fraction of the variance below 1, or all")
+    return value
+
 
 Fraction = Annotated[float, Field(gt=0, lt=1), NOT_BOOL]
 
@@ -24,7 +32,7 @@ class PCA(MatrixJob):
     """The kind of job."""
     nan: Literal["error", "omit_rows", "mean"] = "error"  # type: ignore[assignment]  # one choice more than others
     """What to do with NaN in A: stop, leave such rows out (their scores are zeros), or take the column's mean."""
-    n_components: Literal["all"] | Annotated[int, Field(ge=1), NOT_BOOL] | Fraction = "all"
+    n_components: Literal["all"] | Annotated[int, Field(ge=1), NOT_BOOL, BeforeValidator(_whole)] | Fraction = "all"
     """all, a number, or the fraction of the variance that the components have to explain, such as 0.95."""
     scale: bool = False
     """Divide each column by its standard deviation: the components of the correlation matrix."""

@@ -1,22 +1,27 @@
 """Products with an operator: QᴴB in one read of A and B, what is made of it in another, and nothing factored."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from pydantic_core import PydanticCustomError
 
 from pipelines.certify import FactorCertificate
 from pipelines.errors import BadData, PlanRefused
 from pipelines.inputs import Inputs
 from pipelines.jobs import Apply, ArraySource
 from pipelines.jobs.apply import OF_M_ROWS
+from pipelines.jobs.base import as_source, must_be_apart
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
 from pipelines.kinds.factors import target_of
-from pipelines.layout import Layout, lay_out
+from pipelines.layout import Layout, Shape, lay_out
 from pipelines.matrix import Source, Tally
 from pipelines.methods.options import Tsqr
+from pipelines.methods.problem import check
 from pipelines.operators import Operator, operator_from
 from pipelines.passes.apply import Gather, Output, Spread
+from pipelines.storage import local_path
 
 method, basis_of = exact_method, no_basis
 
@@ -68,16 +73,43 @@ def resolved(job: Apply) -> Apply:
         )
     then = held.summary["job"]
     matrix = job.matrix if job.matrix is not None else _where_it_was(held)
+    try:
+        must_be_apart(job.output, "the matrix of the operator", matrix)
+    except PydanticCustomError as error:
+        raise PlanRefused(f"The job needs {error.message()}. Choose another output.") from None
+    _same_columns(held, matrix)
     changes = {name: then[name] for name in ("nan", "missing_chunks") if getattr(job, name) == "as_factored"}
     return job.model_copy(update={"operator": held, "matrix": matrix, **changes})
 
 
+def _same_columns(held: Operator, matrix: Any) -> None:
+    """Raises BadData where other columns, or others first, are given than those that were factored."""
+    then, now = held.summary["job"]["matrix"], as_source(matrix)
+    stored = isinstance(then, str) or "url" in then
+    if not stored or not isinstance(now, ArraySource):
+        return
+    before = None if isinstance(then, str) else then.get("columns")
+    before = None if before is None else tuple(before)
+    every = tuple(range(min(held.shape[1], len(before or now.columns or ()))))
+    if (before or every) != (now.columns or every):
+        raise BadData(
+            f"The operator {held.where} was made from {'all columns' if before is None else 'some of the columns'} of "
+            f"its matrix, and `matrix` gives {'others' if now.columns else 'all of them'}. Give the same `columns`, in "
+            "the same order."
+        )
+
+
 def _where_it_was(held: Operator) -> Any:
     then = held.summary["job"]["matrix"]
-    if isinstance(then, str):
-        return then
-    if "url" in then:
-        return ArraySource(**then)
+    url = then if isinstance(then, str) else then.get("url")
+    if url is not None:
+        path = local_path(url)
+        if path is not None and not path.exists():
+            raise BadData(
+                f"The operator {held.where} was made from the matrix {url}, and nothing is there, seen from the "
+                f"directory {Path.cwd()}. Give `matrix`, where it lies now, or run the job from where it was factored."
+            )
+        return then if isinstance(then, str) else ArraySource(**then)
     raise PlanRefused(
         f"The operator was factored from an array in memory ({then.get('array')} of shape {then.get('shape')}), which "
         "no result can hold. Give `matrix`, the same array."
@@ -86,11 +118,17 @@ def _where_it_was(held: Operator) -> Any:
 
 def as_factored(job: Apply, inputs: Inputs) -> Layout:
     """The cut that A was factored with: Q is orthonormal only when its rows are made in the same slabs again."""
+    _must_be_as_it_was(job, inputs.shape)
     options, (slab_rows, block_rows, span_rows) = Tsqr(), job.operator.cut
     layout = lay_out(
         replace(inputs.shape, k=0),
         block=None, products=options.products, slab_bytes=None, span_seconds=options.span_seconds, writes=True,
     )  # fmt: skip
+    if span_rows % layout.out_rows and span_rows < inputs.shape.rows:
+        raise BadData(
+            f"The matrix has chunks of {layout.out_rows:,} rows, and the operator {job.operator.where} was made in "
+            f"spans of {span_rows:,}, which those do not fill. Give the same matrix, or factor this one."
+        )
     layout = replace(
         layout,
         shape=inputs.shape,
@@ -110,7 +148,6 @@ def writes(job: Apply, *, wide: bool) -> bool:
 def steps(job: Apply, layout: Layout) -> list[Step]:
     """At most two reads, whatever is asked for."""
     shape, r = layout.shape, job.operator.basis.rank
-    _must_be_as_it_was(job, layout)
     roles = [role_of(one, wide=shape.wide) for one in job.compute]
     complex_ = 4 if shape.dtype.kind == "c" else 1
     rows_of_q = 1.5 * shape.rows * shape.columns * r * complex_
@@ -124,8 +161,8 @@ def steps(job: Apply, layout: Layout) -> list[Step]:
     return found
 
 
-def _must_be_as_it_was(job: Apply, layout: Layout) -> None:
-    shape, held = layout.shape, job.operator
+def _must_be_as_it_was(job: Apply, shape: Shape) -> None:
+    held = job.operator
     now = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
     if now != held.shape:
         raise BadData(
@@ -179,8 +216,8 @@ def solve(work: Work) -> Outcome:
         gathered, tally = work.passes(
             Gather(held.basis, layout.shape.k, layout.shape.dtype, layout.slab_rows), system, layout.spans
         )
-        _check_rhs(tally)
         identity = _unchanged(held, work.inputs, tally)
+        _check(tally)
     outputs = []
     for one, role in roles.items():
         if role.spreads:
@@ -196,25 +233,28 @@ def solve(work: Work) -> Outcome:
         step = Spread(held.basis, tuple(outputs), layout.shape.dtype, work.dtype, layout.slab_rows)
         written, tally = work.passes(step, system, layout.spans)
         identity = _unchanged(held, work.inputs, tally)
+        _check(tally)
         if work.staging is None:
             arrays |= {
                 output.name: rows.together(output.C.shape[1], np.dtype(float) if output.quadratic else work.dtype)
-                for output, rows in zip(outputs, written, strict=True)
+                for output, rows in zip(outputs, written.rows, strict=True)
             }
     arrays = {name: _as_stored(name, array, work, vector=vector) for name, array in arrays.items()}
     return Outcome(
         arrays=arrays,
         dimensions={name: _dimensions(name, array.ndim) for name, array in arrays.items()},
-        certificate=_certificate(held, work.warnings),
+        certificate=_certificate(held, work.warnings, read=bool(outputs) or gathered is not None),
         shortfalls=(),
         identity=identity,
     )
 
 
-def _check_rhs(tally: Tally) -> None:
+def _check(tally: Tally) -> None:
     if tally.bad:
         assert tally.first is not None
-        row, column, _ = tally.first
+        row, column, name = tally.first
+        if name == "matrix":
+            check(tally)
         raise BadData(_not_finite(f"{tally.bad:,} entries of the rhs are", row, column))
 
 
@@ -286,10 +326,12 @@ def _unchanged(held: Operator, inputs: Inputs, tally: Tally) -> tuple[int, int, 
     return tally.identity
 
 
-def _certificate(held: Operator, warnings: tuple[str, ...]) -> FactorCertificate:
+def _certificate(held: Operator, warnings: tuple[str, ...], *, read: bool) -> FactorCertificate:
     c = held.certificate
     said = (
         "Products with the operator, not measured themselves; their error is that of the operator, which said of "
         f"itself: {c.statement}"
     )
+    if not read:
+        said = f"A was not read, so nobody has seen whether it is still what it was. {said}"
     return replace(c, statement=said, verified=False, warnings=warnings)

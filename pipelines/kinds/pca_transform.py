@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.certify import FactorCertificate
-from pipelines.errors import BadData
+from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import PCATransform
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method
-from pipelines.kinds.factors import target_of, written_bytes
+from pipelines.kinds.factors import shortfalls_of, target_of, written_bytes
 from pipelines.layout import Layout, Shape
 from pipelines.matrix import Centring
 from pipelines.methods.problem import check
@@ -33,8 +33,12 @@ def resolved(job: PCATransform) -> PCATransform:
         )
     with whole(where):
         components, mean, spread, lengths = _parts(result)
-        if {components.shape[1]} != {len(mean), len(spread)} or len(lengths) != len(components):
-            raise ValueError(f"components of shape {components.shape} with {len(mean)} means")
+        k, n = components.shape
+        shapes = [np.shape(mean), np.shape(spread), np.shape(lengths)]
+        if shapes != [(n,), (n,), (k,)]:
+            raise ValueError(f"components of shape {(k, n)} with {shapes}")
+        if not all(np.isfinite(part).all() for part in (components, mean, spread, lengths)):
+            raise ValueError("a part holds NaN or infinity")
         assert isinstance(result.certificate, FactorCertificate)
     return job.model_copy(update={"pca": result})
 
@@ -87,17 +91,24 @@ def reason(job: PCATransform, layout: Layout) -> str:  # noqa: ARG001  # the sam
 def solve(work: Work) -> Outcome:
     """Scores, or rows."""
     job, layout = work.job, work.layout
-    centring, W = _backward(job.pca) if job.inverse else _forward(job.pca, fill=job.nan == "mean")
+    dtype = np.result_type(layout.shape.dtype, job.pca["components"].dtype, np.float64)
+    centring, W = _backward(job.pca, dtype) if job.inverse else _forward(job.pca, dtype, fill=job.nan == "mean")
+    stored = np.dtype(job.dtype) if job.dtype != "auto" else dtype
+    if dtype.kind == "c" and stored.kind != "c":
+        raise PlanRefused(
+            f"What is written is complex, and `dtype: {job.dtype}` has no room for imaginary parts. Set `dtype` to "
+            "complex128, complex64 or auto."
+        )
     name = "reconstruction" if job.inverse else "scores"
     dimensions = ("row", "column") if job.inverse else ("row", "component")
     step = RowMap(
-        W, layout.shape.dtype, work.dtype, layout.slab_rows,
-        target_of(work, name, W.shape[1], dimensions, columns=False),
+        W, dtype, stored, layout.slab_rows,
+        target_of(work, name, W.shape[1], dimensions, columns=False, dtype=stored),
     )  # fmt: skip
     made: Mapped
     made, tally = work.passes(step, replace(work.system(), centring=centring), layout.spans)
     check(tally)
-    arrays = {name: made.rows.together(W.shape[1], work.dtype)} if work.staging is None else {}
+    arrays = {name: made.rows.together(W.shape[1], stored)} if work.staging is None else {}
     c = job.pca.certificate
     assert isinstance(c, FactorCertificate)
     statement = f"{name.capitalize()} by a PCA, row by row; not measured. The PCA said of itself: {c.statement}"
@@ -108,7 +119,7 @@ def solve(work: Work) -> Outcome:
             c, statement=statement, verified=False, warnings=work.warnings, rows_used=tally.rows,
             rows_omitted=tally.omitted,
         ),
-        shortfalls=(),
+        shortfalls=tuple(shortfalls_of(c, job.require)),
         identity=tally.identity,
     )  # fmt: skip
 
@@ -121,14 +132,16 @@ def _parts(pca: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return components, pca["mean"], spread, np.sqrt(pca["explained_variance"]) if job["whiten"] else np.ones(k)
 
 
-def _forward(pca: Any, *, fill: bool) -> tuple[Centring, np.ndarray]:
+def _forward(pca: Any, dtype: np.dtype[Any], *, fill: bool) -> tuple[Centring, np.ndarray]:
     components, mean, spread, lengths = _parts(pca)
     by = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0.0)
-    return Centring(mean, by, missing=fill, fill=fill), components.conj().T / lengths
+    return Centring(mean.astype(dtype), by, missing=fill, fill=fill), components.conj().T / lengths
 
 
-def _backward(pca: Any) -> tuple[Centring, np.ndarray]:
+def _backward(pca: Any, dtype: np.dtype[Any]) -> tuple[Centring, np.ndarray]:
     """Rows [1, scores] times [mean; components]."""
     components, mean, spread, lengths = _parts(pca)
     k = len(components)
-    return Centring(np.zeros(k), np.ones(k), ones=True), np.vstack([mean, lengths[:, None] * components * spread])
+    return Centring(np.zeros(k, dtype), np.ones(k), ones=True), np.vstack(
+        [mean, lengths[:, None] * components * spread]
+    )

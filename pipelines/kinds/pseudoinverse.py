@@ -155,7 +155,7 @@ def solve(work: Work) -> Outcome:
         arrays=arrays,
         dimensions={
             "pinv": ("column", "row"), "singular_values": ("value",), "R1": ("row_of_R", "column_of_R"),
-            "R2": ("row_of_R2", "column_of_R2"), "W": ("row_of_W", "value"), "K": ("row_of_K", "value"),
+            "R2": ("row_of_R2", "column_of_R2"), "W": ("row_of_W", "component"), "K": ("row_of_K", "component"),
         },
         certificate=certificate,
         shortfalls=tuple(shortfalls_of(certificate, job.require)),
@@ -227,7 +227,8 @@ def _verified(
     system, (step, made) = work.system(X), making
     if X is not None:
         system = replace(system, block_rows=max(layout.block_rows, layout.out_rows))
-    held = Penrose(made.XW, made.AW, step if X is None else None, layout.shape.dtype, layout.slab_rows)
+    dtype = np.result_type(layout.shape.dtype, made.XW.dtype)
+    held = Penrose(made.XW, made.AW, step if X is None else None, dtype, layout.slab_rows)
     seen: Checked
     seen, later = work.passes(held, system, layout.spans)
     unchanged(tally, replace(later, identity=(later.identity[0], 0, 0)))

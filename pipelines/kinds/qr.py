@@ -109,7 +109,8 @@ def solve(work: Work) -> Outcome:
         arrays=small | large,
         dimensions={
             "R": ("row_of_R", "column"), "Q": ("row", "row_of_R"), "singular_values": ("value",),
-            "R1": ("row_of_R1", "column"), "R2": ("row_of_R", "column_of_R2"), "signs": ("row_of_R",), "P": ("column",),
+            "R1": ("row_of_R1", "column_of_R1"), "R2": ("row_of_R2", "column_of_R2"), "signs": ("row_of_R",),
+            "P": ("column",),
         },
         certificate=certificate,
         shortfalls=tuple(shortfalls_of(certificate, job.require)),
@@ -142,7 +143,7 @@ def _written(
     if n and np.linalg.cond(basis.R2) > STEADY:
         _dependent(n)
     whole, signs = positive_diagonal(basis.R2 @ R)
-    F = whole.astype(work.dtype).astype(layout.shape.dtype)  # what is measured is what is stored
+    F = whole.astype(work.dtype).astype(np.result_type(work.dtype, np.float64))  # what is measured is what is stored
     if order is not None:
         F = F[:, np.argsort(order)]
     step = Project(

@@ -177,7 +177,7 @@ def residuals(written: Projected, s: np.ndarray, Vh: np.ndarray, weights: np.nda
 
 def as_stored(factor: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """A factor as it will be read back: what is measured is what is stored."""
-    return factor.astype(dtype).astype(factor.dtype)
+    return factor.astype(dtype).astype(np.result_type(dtype, np.float64))
 
 
 def values_error(bounds: np.ndarray, s: np.ndarray) -> float:

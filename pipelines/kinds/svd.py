@@ -13,6 +13,7 @@ from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
 from pipelines.kinds.factors import in_memory, needs_tall_for_nan, shortfalls_of, target_of, written_bytes
 from pipelines.kinds.spectral import Spectrum
 from pipelines.layout import Layout, factor_flops
+from pipelines.methods.options import Tsqr
 from pipelines.methods.orthonormal import orthonormal, right_basis
 from pipelines.methods.problem import unchanged
 from pipelines.passes.project import Project, Projected
@@ -41,7 +42,7 @@ def steps(job: SVD, layout: Layout) -> list[Step]:
         found.append(Step("orthogonalise", project + factor_flops(shape.rows, k, 0) * complex_))
         size = written_bytes(layout, k, answer_dtype(job, layout).itemsize)
         found.append(Step("write", (2 if job.verify else 1) * project, writes=size))
-    elif job.verify and len(found) > 1:
+    elif job.verify and not isinstance(method(job, shape), Tsqr):
         found.append(Step("verify", 3 * project, products=True))
     return found
 
@@ -104,8 +105,8 @@ def solve(work: Work) -> Outcome:
     return Outcome(
         arrays=small | large,
         dimensions={
-            "s": ("value",), "singular_values": ("value",), "error_bound": ("value",), "U": ("row", "value"),
-            "Vt": ("value", "column"),
+            "s": ("component",), "singular_values": ("value",), "error_bound": ("component",),
+            "U": ("row", "component"), "Vt": ("component", "column"),
         },
         certificate=certificate,
         shortfalls=(*missing, *shortfalls_of(certificate, job.require)),
@@ -140,7 +141,7 @@ def _written(work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum) -> t
         T, s, Z = np.linalg.svd(basis.R2 * s)
         Vh = Z @ Vh
     F = s[:, None] * spectral.as_stored(Vh, work.dtype)
-    name, dimensions = ("Vt", ("value", "column")) if wide else ("U", ("row", "value"))
+    name, dimensions = ("Vt", ("component", "column")) if wide else ("U", ("row", "component"))
     step = Project(
         basis, T, F if job.verify else None, layout.shape.dtype, work.dtype, layout.slab_rows,
         target_of(work, name, k, dimensions, columns=wide) if stored else None,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.kernels.basis import Basis
-from pipelines.matrix import Slab
+from pipelines.matrix import Slab, Span
 from pipelines.passes.base import LaterPass
 from pipelines.passes.output import Rows, Target
 
@@ -54,9 +54,19 @@ class Output:
     """True for q C qᴴ."""
 
 
+@dataclass
+class Spreading:
+    """Rows on their way out."""
+
+    rows: list[Rows]
+    """One for each output."""
+    sum: complex = 0.0
+    """Of all entries of Q: not finite when one of A is not."""
+
+
 @dataclass(frozen=True)
-class Spread(LaterPass):
-    """The state holds each output's rows on their way out."""
+class Spread:
+    """Each output's rows, made of rows of Q."""
 
     basis: Basis
     outputs: tuple[Output, ...]
@@ -68,13 +78,14 @@ class Spread(LaterPass):
     fan_in: int = 8
     name: str = "write"
 
-    def start(self) -> list[Rows]:
-        return [Rows(output.target) for output in self.outputs]
+    def start(self) -> Spreading:
+        return Spreading([Rows(output.target) for output in self.outputs])
 
-    def absorb(self, state: list[Rows], slab: Slab) -> list[Rows]:
+    def absorb(self, state: Spreading, slab: Slab) -> Spreading:
         a, b = slab.values(self.dtype)
         q = self.basis.rows(a)
-        for rows, output in zip(state, self.outputs, strict=True):
+        state.sum += complex(q.sum())
+        for rows, output in zip(state.rows, self.outputs, strict=True):
             y = q @ output.C
             if output.quadratic:
                 y = np.einsum("ij,ij->i", y, q.conj()).real[:, None]
@@ -84,8 +95,12 @@ class Spread(LaterPass):
             rows.add(slab.start, y if output.quadratic else y.astype(self.stored, copy=False))
         return state
 
-    def merge(self, left: list[Rows], right: list[Rows]) -> list[Rows]:
-        return [one + other for one, other in zip(left, right, strict=True)]
+    def merge(self, left: Spreading, right: Spreading) -> Spreading:
+        rows = [one + other for one, other in zip(left.rows, right.rows, strict=True)]
+        return Spreading(rows, left.sum + right.sum)
 
-    def finish(self, state: list[Rows], span: Any) -> list[Rows]:
-        return [rows.end() for rows in state]
+    def finish(self, state: Spreading, span: Span) -> Spreading:
+        return Spreading([rows.end() for rows in state.rows], state.sum)
+
+    def finite(self, state: Spreading) -> bool:
+        return bool(np.isfinite(state.sum))

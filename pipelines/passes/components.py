@@ -46,7 +46,7 @@ class Components(LaterPass):
     name: str = "write"
 
     def start(self) -> Written:
-        gram = np.zeros((self.T.shape[1], self.T.shape[1]), self.dtype)
+        gram = np.zeros((self.T.shape[1], self.T.shape[1]), np.result_type(self.dtype, self.stored))
         return Written(gram, None, Rows(self.target), Rows(self.mean), Rows(self.scale))
 
     def absorb(self, state: Written, slab: Slab) -> Written:

@@ -46,7 +46,8 @@ class Invert(LaterPass):
     name: str = "write"
 
     def start(self) -> Inverted:
-        XW, AW = (np.zeros((len(self.K), self.probes), self.dtype) for _ in range(2))
+        dtype = np.result_type(self.dtype, self.stored)
+        XW, AW = (np.zeros((len(self.K), self.probes), dtype) for _ in range(2))
         return Inverted(XW, AW, Rows(self.target))
 
     def absorb(self, state: Inverted, slab: Slab) -> Inverted:
@@ -93,7 +94,7 @@ class Penrose(LaterPass):
 
     def start(self) -> Checked:
         n, s = self.XW.shape
-        return Checked(np.zeros((n, n), self.dtype), np.zeros(s))
+        return Checked(np.zeros((n, n), np.result_type(self.dtype, self.XW)), np.zeros(s))
 
     def absorb(self, state: Checked, slab: Slab) -> Checked:
         a, xh = slab.values(self.dtype)

@@ -54,7 +54,8 @@ class Project(LaterPass):
         return self.basis.rank if self.T is None else self.T.shape[1]
 
     def start(self) -> Projected:
-        gram, back = (np.zeros((self.q, columns), self.dtype) for columns in (self.q, self.back))
+        dtype = np.result_type(self.dtype, self.stored)
+        gram, back = (np.zeros((self.q, columns), dtype) for columns in (self.q, self.back))
         return Projected(gram, 0.0, back, Rows(self.target))
 
     def absorb(self, state: Projected, slab: Slab) -> Projected:

@@ -1,6 +1,7 @@
 """Stored arrays and results: the only folder that speaks Zarr and object stores."""
 
-from pipelines.storage.arrays import ArrayInfo, array_names, describe, open_array, read_text
+from pipelines.storage.arrays import ArrayInfo, array_names, describe, local_path, open_array, read_text
+from pipelines.storage.places import sweep
 from pipelines.storage.reader import Reader, reader
 from pipelines.storage.staging import Staging, write_columns, write_rows
 
@@ -10,9 +11,11 @@ __all__ = [
     "Staging",
     "array_names",
     "describe",
+    "local_path",
     "open_array",
     "read_text",
     "reader",
+    "sweep",
     "write_columns",
     "write_rows",
 ]

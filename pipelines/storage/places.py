@@ -64,6 +64,14 @@ def place_of(url: str, run: str) -> "Folder | Objects":
     return Objects(url) if path is None else Folder(url, path, run)
 
 
+def sweep(url: str) -> None:
+    """Remove what runs that are over have left beside a local result; never raises."""
+    path = local_path(url)
+    if path is not None:
+        with suppress(OSError):
+            Folder(url, path, "").sweep()
+
+
 class Folder:
     """A hidden folder beside the result; a locked file beside it tells a run that goes on from one that was killed."""
 
@@ -82,7 +90,7 @@ class Folder:
 
     def begin(self) -> None:
         self.final.parent.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self.sweep()
         self._lock = _locked(_beside(self.folder, "lock"))
         self.folder.mkdir()
 
@@ -113,7 +121,7 @@ class Folder:
         os.close(self._lock)
         self._lock = None
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove what killed runs have left beside this result: folders whose lock nobody holds, or that have none."""
         mine = f".{glob.escape(self.final.name)}.partial-*"
         folders = [folder for folder in self.final.parent.glob(mine) if folder.suffix not in (".lock", ".old")]
