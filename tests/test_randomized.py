@@ -74,10 +74,12 @@ def test_the_default_is_within_a_hundredth_of_the_optimum_and_knows_its_error(sp
         assert np.linalg.norm(vectors @ vectors.conj().T - np.eye(K)) < 1e-12
 
 
+@pytest.mark.parametrize("orientation", ["tall", "wide", "columns backwards"])
 @pytest.mark.parametrize("name", ITERATED)
-def test_complex_values_are_numpys(name):
+def test_complex_values_are_numpys(name, orientation):
     """dask's svd_compressed transposes without the conjugate, and its values are wrong by 70 %."""
     A = with_values(SPECTRA["1/i^2"], dtype=complex)
+    A = {"tall": A, "wide": np.ascontiguousarray(A.T), "columns backwards": A[:, ::-1]}[orientation]
     result = run(SVD(matrix=A, values=K, vectors="both", method=name))
     error, optimum, s = errors(A, result)
     assert error <= 1.01 * optimum

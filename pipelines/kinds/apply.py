@@ -90,7 +90,7 @@ def _same_columns(held: Operator, matrix: Any) -> None:
         return
     before = None if isinstance(then, str) else then.get("columns")
     before = None if before is None else tuple(before)
-    every = tuple(range(min(held.shape[1], len(before or now.columns or ()))))
+    every = tuple(range(len(before or now.columns or ())))
     if (before or every) != (now.columns or every):
         raise BadData(
             f"The operator {held.where} was made from {'all columns' if before is None else 'some of the columns'} of "

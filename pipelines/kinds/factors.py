@@ -44,7 +44,7 @@ def shortfalls_of(c: FactorCertificate, require: RequireFactors) -> list[str]:
     """What the job file requires and the certificate does not reach, one sentence each."""
     found = []
     for name in ("condition_number", "orthogonality", "reconstruction_error", "values_error", "penrose"):
-        most, value = getattr(require, name, None), getattr(c, name, None)
+        most, value = getattr(require, name, None), getattr(c, name)
         if name == "penrose" and value is not None:
             value = max(value.values())
         if name == "values_error" and value is None and c.method == "tsqr":

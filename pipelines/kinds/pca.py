@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pipelines.centring import Centring, RowCentring
 from pipelines.certify import FactorCertificate
 from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import PCA
@@ -19,7 +20,7 @@ from pipelines.kinds.factors import (
     written_bytes,
 )
 from pipelines.layout import Layout, factor_flops
-from pipelines.matrix import Centring, RowCentring, System, Tally
+from pipelines.matrix import System, Tally
 from pipelines.methods.orthonormal import factor, orthonormal, right_basis
 from pipelines.methods.problem import check, unchanged
 from pipelines.passes.components import Components, Written
@@ -180,17 +181,16 @@ def _solve_wide(work: Work) -> Outcome:
     decision = _cut(work, spectrum, tally.rows)
     k = _kept(job, spectrum**2 / (samples - 1), decision.rank)
     s, Vh = spectrum[:k], _signed(Vh[:k])
-    basis, T = right_basis(Vh, s), np.eye(k, dtype=layout.shape.dtype)
-    if job.scale:
-        basis = replace(basis, W=Vh.conj().T / (s / (samples - 1) ** 0.5))
+    basis = right_basis(Vh, s / (samples - 1) ** 0.5 if job.scale else s)
+    T = np.eye(k, dtype=layout.shape.dtype)
     if k and s[0] > STEADY * s[-1]:
         basis = orthonormal(work.passes, system, layout, basis, tally)
         assert basis.R2 is not None
         T, s, Z = np.linalg.svd(basis.R2 * s)
-        # Each new direction is as near to an old one as R₂ to the identity; it keeps that one's sign.
-        Vh, signs = Z @ Vh, np.sign(np.real(Z.diagonal()))
-        signs[signs == 0] = 1
-        Vh, T = signs[:, None] * Vh, T * signs
+        # R₂ is nearly diagonal, and so is Z: each new direction is nearly an old one, and keeps its sign.
+        d = Z.diagonal()
+        signs = np.where(d == 0, 1, d.conj() / np.where(d == 0, 1, np.abs(d)))
+        Vh, T = signs[:, None] * (Z @ Vh), T * signs.conj()
     step = Components(
         basis, T, centring, samples, layout.shape.dtype, work.dtype, layout.slab_rows,
         target_of(work, "components", k, ("component", "column"), columns=True),

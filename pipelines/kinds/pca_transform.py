@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.centring import Centring
 from pipelines.certify import FactorCertificate
 from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import PCATransform
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method
 from pipelines.kinds.factors import shortfalls_of, target_of, written_bytes
 from pipelines.layout import Layout, Shape
-from pipelines.matrix import Centring
 from pipelines.methods.problem import check
 from pipelines.passes.rowmap import Mapped, RowMap
 from pipelines.result import Result, open_result, whole

@@ -47,7 +47,7 @@ class Pass(Protocol[State]):
 
 
 class LaterPass:
-    """What passes that only add up, after the factor pass, have in common."""
+    """What passes that only add up have in common; one that is the first to see A says itself what is finite."""
 
     def finish(self, state: Any, span: Span) -> Any:  # passes that write need it
         """Nothing is left to do."""

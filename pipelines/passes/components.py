@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.centring import RowCentring
 from pipelines.kernels.basis import Basis
-from pipelines.matrix import RowCentring, Slab, Span
+from pipelines.matrix import Slab, Span
 from pipelines.passes.base import LaterPass
 from pipelines.passes.output import Rows, Target
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.matrix import Slab, Span
+from pipelines.matrix import Slab
+from pipelines.passes.base import LaterPass
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Means:
+class Means(LaterPass):
     """Reads rows from which the guess is taken off already."""
 
     n: int
@@ -41,9 +42,6 @@ class Means:
 
     def merge(self, left: Sums, right: Sums) -> Sums:
         return Sums(left.sum + right.sum, left.count + right.count)
-
-    def finish(self, state: Sums, span: Span) -> Sums:
-        return state
 
     def finite(self, state: Sums) -> bool:
         return bool(np.isfinite(state.sum).all())

@@ -7,7 +7,8 @@ import numpy as np
 
 from pipelines.kernels.scratch import adjoint, product
 from pipelines.kernels.sweep import squares
-from pipelines.matrix import Slab, Span
+from pipelines.matrix import Slab
+from pipelines.passes.base import LaterPass
 
 
 @dataclass
@@ -19,11 +20,11 @@ class Multiplied:
     squares: np.ndarray
     """‖A eⱼ‖² of each column, (n,); (0,) when they are known already."""
     largest: float = 0.0
-    """The largest of all entries, whose square may be no number any more."""
+    """The largest of all entries (real or imaginary part), whose square may be no number any more."""
 
 
 @dataclass(frozen=True)
-class Multiply:
+class Multiply(LaterPass):
     """Reads rows a: yᴴ = Zᴴ aᴴ, Wᴴ += yᴴ a, in the order that keeps both products with a few rows fast."""
 
     Zh: np.ndarray
@@ -45,16 +46,13 @@ class Multiply:
         state.Wh += product(product(self.Zh, adjoint(a), "y"), a, "W")
         if self.first:
             state.squares += squares(a)
-            real = a.view(np.float64)
-            state.largest = max(state.largest, float(real.max(initial=0.0)), -float(real.min(initial=0.0)))
+            for part in (a.real, a.imag) if np.iscomplexobj(a) else (a,):
+                state.largest = max(state.largest, float(part.max(initial=0.0)), -float(part.min(initial=0.0)))
         return state
 
     def merge(self, left: Multiplied, right: Multiplied) -> Multiplied:
         largest = max(left.largest, right.largest)
         return Multiplied(left.Wh + right.Wh, left.squares + right.squares, largest)
-
-    def finish(self, state: Multiplied, span: Span) -> Multiplied:
-        return state
 
     def finite(self, state: Multiplied) -> bool:
         # A NaN in row i makes all of yᵢ NaN, and through it every entry of W.
