@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import subprocess
+import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,6 +260,16 @@ def mode(path: str | Path, bits: int):
         yield
     finally:
         os.chmod(path, before)
+
+
+def test_errors_that_nobody_waited_for_are_not_printed():
+    """Zarr looks for several names at once; when two of them fail, asyncio reports the second as it is collected."""
+    code = (
+        "import logging, pipelines.storage\n"
+        "logging.getLogger('asyncio').error('Future exception was never retrieved')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_matrix_that_may_not_be_read(problem, refused, plain_user):

@@ -1,5 +1,6 @@
 """Stored arrays as their metadata describes them: opened, and looked at from outside."""
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore
 
 from pipelines.errors import BadData
+
+# Zarr asks for several names at once and raises the first error. asyncio logs those of the others, now and then, and
+# Python prints them with their tracebacks where nobody has said what to do with logs.
+logging.getLogger("asyncio").addHandler(logging.NullHandler())
 
 SUMMED = ("adler32", "bz2", "crc32", "crc32c", "fletcher32", "gzip", "zlib")
 """Codecs that always carry a checksum of what they encode."""
