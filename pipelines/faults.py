@@ -34,6 +34,9 @@ _NEEDED = {
 }
 
 
+_KINDS = {name for name in _NEEDED if name.endswith(("_type", "_parsing"))} | {"literal_error", "needed", "too_short"}
+"""Faults of a value that is not of one kind, and may be of another."""
+
 LEFT_OUT = "left_out"
 """A field that the file does not give, and whose default does not go with the others."""
 
@@ -49,7 +52,14 @@ def describe_faults(error: ValidationError, document: Document, model: type[Base
         if _left_out(document.value, fault):
             fault["type"] = LEFT_OUT
         grouped.setdefault(_place_in(document.value, fault), []).append(fault)
+    grouped = {place: faults for place, faults in grouped.items() if not _is_of_a_part(place, faults, grouped)}
     return [_letter(place, faults, document, model) for place, faults in grouped.items()]
+
+
+def _is_of_a_part(place: Place, faults: list[Mapping[str, Any]], grouped: Mapping[Place, Any]) -> bool:
+    """Whether a union was not met because of a part of the value, which has a letter of its own."""
+    inner = any(other[: len(place)] == place != other for other in grouped)
+    return inner and all(fault["type"] in _KINDS for fault in faults)
 
 
 def _letter(place: Place, faults: list[Mapping[str, Any]], document: Document, model: type[BaseModel]) -> str:

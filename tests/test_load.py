@@ -61,6 +61,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines(job_file):
         ("weights: {url: w, colums: [3]}", 'weights.colums: there is no such field. Did you mean "columns"?'),
         ("weights: {url: w, stride: 3}", "weights.stride: there is no such field. Known: url, rows, columns"),
         ("weights: {rows: [0, 1]}", "weights.url: is missing; needed: Path or URL of the array: the array itself, not the group that holds it."),
+        ("method: null", "method: found nothing; needed auto or tsqr"),
         ("method: tsrq", 'method: found "tsrq"; needed auto or tsqr. Did you mean "tsqr"?'),
         ("method: {name: tsrq}", 'method.name: found "tsrq"; needed auto or tsqr. Did you mean "tsqr"?'),
         ("method: {block: 8}", "method: found a mapping; needed auto, or a name among the options: {name: tsqr, ...}"),
@@ -191,3 +192,10 @@ def test_any_union_of_models_with_a_kind_can_be_loaded(job_file):
         load_file(job_file("kind: far\n"), models)
     with pytest.raises(JobFileError, match=r'found "fare", no known kind. Did you mean "far"\?'):
         load_file(job_file("kind: fare\n"), models)
+
+
+def test_a_fault_of_a_part_is_told_once_and_not_as_one_of_the_whole(job_file):
+    text = "kind: svd\nmatrix: A\noutput: s\nvalues: {tolerance: 0}\n"
+    assert letter(job_file(text)) == "job.yaml:4: values.tolerance: found 0; needed a number above 0"
+    text = "kind: apply\noperator: P\noutput: s\ncompute: [Leverage]\n"
+    assert letter(job_file(text)).count("\n") == 0

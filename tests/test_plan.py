@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -153,13 +152,11 @@ def test_the_command_plans_for_a_cluster_that_is_not_there(declared, command):
 
 
 @pytest.mark.parametrize("shape", [(10**9, 16), (16, 10**9)])
-def test_a_million_chunks_are_planned_and_cut_into_tasks_within_seconds(declared, shape):
+def test_a_million_chunks_make_a_few_thousand_tasks(declared, shape):
     chunks = (1000, 16) if shape[0] > shape[1] else (16, 1000)
     job = LeastSquares(**declared(*shape, chunks))
-    start = time.process_time()
     made = make_plan(job, ONE, NOMINAL)
     graphs = graph_of(job)
-    assert time.process_time() - start < 2
     assert made.tasks < 10_000
     assert len(graphs) <= made.passes[0].tasks + 2  # and the pass and the system, which all tasks share
 

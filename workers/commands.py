@@ -74,7 +74,20 @@ def plan(
     job = load_job(job_file, overrides)
     document = make_plan(job, _resources(cluster_file, workers, threads, memory)).to_dict()
     print_one(document, render_plan(document))
+    _hint_of_output(job)
     hint(f"next: tallgrass run {job_file}")
+
+
+def _hint_of_output(job: Any) -> None:
+    """What a run would say of the place of its result."""
+    from pipelines.errors import PlanRefused
+    from pipelines.storage import check_output
+
+    try:
+        if job.output is not None:
+            check_output(job.output, overwrite=job.overwrite)
+    except PlanRefused as error:
+        hint(f"note: a run would be refused now. {error}")
 
 
 @command(

@@ -6,7 +6,7 @@ factorizations for tall-and-skinny matrices in MapReduce architectures" (2013), 
 one step of refinement.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +55,10 @@ class Basis:
             a = a[:, self.order]
         q: np.ndarray = a @ self.W if self.R is None else divided(a, self.R)
         return q if self._P2 is None else q @ self._P2
+
+    def before(self, M: np.ndarray) -> tuple["Basis", np.ndarray]:
+        """The basis without its R₂, and R₂⁻¹ M: what Q M takes, with one product of rows instead of two."""
+        return (self, M) if self._P2 is None else (replace(self, R2=None), self._P2 @ M)
 
     @property
     def inverse(self) -> np.ndarray:

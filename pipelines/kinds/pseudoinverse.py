@@ -8,6 +8,7 @@ from pipelines.certify import FactorCertificate
 from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import Pseudoinverse
 from pipelines.kernels.basis import Basis
+from pipelines.kernels.growth import inverse, summable
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
 from pipelines.kinds.factors import (
     certificate_of,
@@ -57,7 +58,7 @@ def writes(_job: Pseudoinverse, *, wide: bool) -> bool:  # noqa: ARG001  # both 
 
 
 def steps(job: Pseudoinverse, layout: Layout) -> list[Step]:
-    """A read each to factor, to make Q orthonormal, to write, and to verify."""
+    """A read each to factor, to make Q orthonormal (not needed when R is well conditioned), to write, and to verify."""
     shape = layout.shape
     needs_tall_for_nan(job, layout)
     m, n = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
@@ -190,7 +191,12 @@ def _side(work: Work, decision: Decision) -> None:
 def _recipe(work: Work, R: np.ndarray, decision: Decision, full: bool, tally: Tally) -> Recipe:
     system, layout, n = work.system(), work.layout, len(R)
     if full:
-        basis = orthonormal(work.passes, system, layout, Basis(R), tally)
+        P = inverse(R)
+        if P is not None and summable(R, P):  # A R⁻¹ is orthonormal to roundoff as it is
+            I = np.eye(n, dtype=R.dtype)  # noqa: E741
+            basis = Basis(R, R2=I) if form_of(work.job, layout) == "operator" else Basis(W=P, R2=I)
+        else:
+            basis = orthonormal(work.passes, system, layout, Basis(R), tally)
         return Recipe(basis, basis.inverse, np.eye(n), R)
     U, s, Vh = np.linalg.svd(R) if R.size else (R, np.zeros(0), R)
     r = decision.rank

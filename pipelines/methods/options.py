@@ -92,10 +92,10 @@ def _spelled_out(names: Collection[str]) -> Callable[[Any], Any]:
     return spelled_out
 
 
-def _name(value: Any) -> str | None:
+def _name(value: Any) -> str:
     if isinstance(value, dict):
         return str(value["name"])
-    return getattr(value, "name", value if isinstance(value, str) else None)
+    return str(getattr(value, "name", value))
 
 
 Auto = Annotated[Literal["auto"], Tag("auto")]

@@ -1,6 +1,7 @@
 """The pseudoinverse written as it is made, and a read that holds what was stored against Penrose's four conditions."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,19 @@ class Invert(LaterPass):
         XW, AW = (np.zeros((len(self.K), self.probes), dtype) for _ in range(2))
         return Inverted(XW, AW, Rows(self.target))
 
+    @cached_property
+    def _steps(self) -> tuple[Basis, np.ndarray]:
+        return self.basis.before(self.K.conj().T)
+
+    def of(self, a: np.ndarray) -> np.ndarray:
+        """The rows of Xᴴ (rows, n) that belong to rows of A."""
+        first, rest = self._steps
+        x: np.ndarray = first.rows(a) @ rest
+        return x
+
     def absorb(self, state: Inverted, slab: Slab) -> Inverted:
         a, _ = slab.values(self.dtype)
-        x = (self.basis.rows(a) @ self.K.conj().T).astype(self.stored, copy=False)
+        x = self.of(a).astype(self.stored, copy=False)
         if self.keep:
             state.rows.add(slab.start, x)
         if self.probes:
@@ -100,7 +111,7 @@ class Penrose(LaterPass):
         a, xh = slab.values(self.dtype)
         if xh is None:
             assert self.made is not None
-            xh = self.made.basis.rows(a) @ self.made.K.conj().T
+            xh = self.made.of(a)
         state.XA += xh.conj().T @ a
         state.skew += squares(a @ self.XW - xh @ self.AW)
         return state

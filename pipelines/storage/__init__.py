@@ -3,13 +3,14 @@
 from pipelines.storage.arrays import ArrayInfo, array_names, describe, local_path, open_array, read_text
 from pipelines.storage.places import sweep
 from pipelines.storage.reader import Reader, reader
-from pipelines.storage.staging import Staging, write_columns, write_rows
+from pipelines.storage.staging import Staging, check_output, write_columns, write_rows
 
 __all__ = [
     "ArrayInfo",
     "Reader",
     "Staging",
     "array_names",
+    "check_output",
     "describe",
     "local_path",
     "open_array",

@@ -90,6 +90,12 @@ class Staging:
         self._place.discard()
 
 
+def check_output(url: str, *, overwrite: bool) -> None:
+    """Raises PlanRefused when a result cannot go there, because something else is there; changes nothing."""
+    with _told(url, PlanRefused):
+        place_of(url, "").check(overwrite=overwrite)
+
+
 def write_rows(url: str, start: int, block: np.ndarray) -> None:
     """Rows start.. of a stored array: whole chunks only, since two tasks must never share one.
 

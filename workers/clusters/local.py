@@ -163,12 +163,13 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
 
     from workers.clusters import dashboard
 
+    nanny = _nanny()
     try:
         cluster = distributed.LocalCluster(
             n_workers=resources.workers,
             threads_per_worker=resources.threads,
             memory_limit=resources.memory_bytes,
-            worker_class=_nanny(),
+            worker_class=nanny,
             host="127.0.0.1",
             # bokeh is imported when somebody looks at the dashboard, so it is attached below.
             scheduler_kwargs={"dashboard": False, "dashboard_address": f"127.0.0.1:{_port(model.dashboard)}"},
@@ -178,9 +179,11 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
     except (RuntimeError, OSError) as error:
         raise RunFailed(_does_not_start(resources, error)) from error
     except KeyboardInterrupt:
-        # Half a cluster cannot be closed by Dask, which would print a traceback when Python ends.
+        # Half a cluster cannot be closed by Dask, which would print a traceback when Python ends.  Its nannies live on
+        # in their thread, and must not start a process of another kind once our settings are gone.
         from distributed.deploy import spec
 
+        nanny.leaving = True
         atexit.unregister(spec.close_clusters)
         raise
     if model.dashboard is False:
@@ -195,8 +198,8 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
             cluster.close(timeout=CLOSE_SECONDS)
 
 
-def _nanny() -> type:
-    """Dask's Nanny, which watches one worker process, with two differences.
+def _nanny() -> Any:
+    """A class for the workers of one cluster: Dask's Nanny, which watches one worker process, with two differences.
 
     It waits for nothing when it closes: results are in their store, and states can be redone. And it starts one
     process at a time: Dask's begins another when one dies while it starts, and then cannot be closed.
@@ -207,9 +210,11 @@ def _nanny() -> type:
     from distributed.core import Status
 
     class Nanny(distributed.Nanny):
+        leaving = False
+
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self.starting, self.leaving = asyncio.Lock(), False
+            self.starting = asyncio.Lock()
 
         async def instantiate(self) -> Any:
             async with self.starting:
