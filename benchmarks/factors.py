@@ -167,8 +167,8 @@ def _sklearn_truncated(data: DataSet, client: Client, *, steps: int) -> np.ndarr
 
 
 PINVS: dict[str, tuple[Solve, str]] = {
-    "Tallgrass": (partial(_tallgrass_pinv, verify=True), "4"),
-    "Tallgrass, not verified": (partial(_tallgrass_pinv, verify=False), "3"),
+    "Tallgrass": (partial(_tallgrass_pinv, verify=True), "3"),
+    "Tallgrass, not verified": (partial(_tallgrass_pinv, verify=False), "2"),
     "dask: qr, then Q R⁻ᵀ": (_dask_tsqr_pinv, "1, Q held"),
     "dask: svd, then V S⁻¹ Uᵀ": (_dask_svd_pinv, "1, U held"),
 }
