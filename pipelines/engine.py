@@ -5,6 +5,7 @@ a tree that the numbers of the spans fix.  Raw rows never travel and never wait.
 """
 
 import functools
+import re
 import threading
 import time
 import uuid
@@ -132,11 +133,12 @@ def merge_states(step: Pass[Any], parts: Sequence[tuple[Any, Tally]]) -> tuple[A
     return functools.reduce(lambda left, right: (step.merge(left[0], right[0]), left[1] + right[1]), parts)
 
 
-def build(step: Pass[Any], work: Work, run: str) -> tuple[Graph, Any]:
-    """The graph of a pass, and the key of its root; keys carry the pass's name for people and the run's for Dask."""
+def build(step: Pass[Any], work: Work, run: str, name: str | None = None) -> tuple[Graph, Any]:
+    """The graph of a pass, and the key of its root; keys carry a name for people and the run's for Dask."""
+    name = name or step.name
     if not work.spans:
-        return {(f"{step.name}-{run}", 0): (start_only, step)}, (f"{step.name}-{run}", 0)
-    inputs, system = f"{step.name}-inputs-{run}", f"{step.name}-system-{run}"
+        return {(f"{name}-{run}", 0): (start_only, step)}, (f"{name}-{run}", 0)
+    inputs, system = f"{name}-inputs-{run}", f"{name}-system-{run}"
     in_parts: dict[str, Any] = {name: None for name in SOURCES if hasattr(getattr(work.system, name), "part")}
     graph: Graph = dict(work.extra)
     graph[inputs] = step
@@ -144,10 +146,10 @@ def build(step: Pass[Any], work: Work, run: str) -> tuple[Graph, Any]:
     graph[system] = replace(work.system, **in_parts)
     keys: list[Any] = []
     for span in work.spans:
-        parts = [_part(getattr(work.system, name), span) for name in SOURCES]
-        keys.append((f"{step.name}-{run}", span.number))
+        parts = [_part(getattr(work.system, source), span) for source in SOURCES]
+        keys.append((f"{name}-{run}", span.number))
         graph[keys[-1]] = (do_span, inputs, system, span, parts, run)
-    return graph, _tree(graph, keys, inputs, step, run)
+    return graph, _tree(graph, keys, inputs, step.fan_in, f"{name}-merge-{run}")
 
 
 def _part(source: Any, span: Span) -> Any:
@@ -159,11 +161,11 @@ def start_only(step: Pass[Any]) -> tuple[Any, Tally]:
     return step.start(), Tally()
 
 
-def _tree(graph: Graph, keys: list[Any], inputs: str, step: Pass[Any], run: str) -> Any:
+def _tree(graph: Graph, keys: list[Any], inputs: str, fan_in: int, name: str) -> Any:
     level = 0
     while len(keys) > 1:
-        groups = [keys[i : i + step.fan_in] for i in range(0, len(keys), step.fan_in)]
-        keys = [(f"{step.name}-merge-{run}", level, number) for number in range(len(groups))]
+        groups = [keys[i : i + fan_in] for i in range(0, len(keys), fan_in)]
+        keys = [(name, level, number) for number in range(len(groups))]
         graph.update({key: (merge_states, inputs, group) for key, group in zip(keys, groups, strict=True)})
         level += 1
     return keys[0]
@@ -255,8 +257,12 @@ def one_blas_thread() -> Any:
 class Engine:
     """Runs passes, on a cluster's client or in the threads of this process."""
 
-    def __init__(self, client: Any, listener: Listener, no_progress_timeout: float, threads: int) -> None:
+    def __init__(
+        self, client: Any, listener: Listener, no_progress_timeout: float, threads: int, label: str | None = None
+    ) -> None:
         self.client, self.listener, self.threads = client, listener, threads
+        self.label = label
+        """What the dashboard shows before the name of each pass: the name of a job, where many share a cluster."""
         self.no_progress_timeout = no_progress_timeout
         self.run = uuid.uuid4().hex[:12]
         self.passes = 0
@@ -272,7 +278,7 @@ class Engine:
         self.passes += 1
         run = f"{self.run}{self.passes:02x}"
         meter = Meter(step, work, self.passes, self.listener)
-        graph, root = build(step, work, run)
+        graph, root = build(step, work, run, f"{_word(self.label)}:{step.name}" if self.label else None)
         compute = self._in_threads if self.client is None else self._on_cluster
         state, tally = compute(graph, root, run, meter)
         meter.finish()
@@ -336,6 +342,11 @@ class Engine:
             "at the workers, start others or free their memory and disk, and run the job again; if single steps take "
             "longer than that, raise `no_progress_timeout` in the job file."
         )
+
+
+def _word(label: str) -> str:
+    """A label as Dask shows it whole: it cuts names at hyphens that digits follow."""
+    return re.sub(r"\W+", "_", label)
 
 
 def _forever(wait: Callable[[float], bool]) -> Iterator[None]:

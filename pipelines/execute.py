@@ -3,7 +3,8 @@
 import platform
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,7 +24,25 @@ from pipelines.storage import Staging
 PACKAGES = ("tallgrass", "numpy", "scipy", "zarr", "dask", "distributed")
 
 
-def run(job: Job, client: Any = None, listener: Listener = ignore, resources: Resources | None = None) -> Result:
+@dataclass(frozen=True)
+class Submission:
+    """What a run is told by the service that it runs for."""
+
+    id: str
+    name: str
+    """What the job is called, on the dashboard too."""
+    attempt: int
+    before_commit: Callable[[], None]
+    """Called when the result is complete and is about to appear; by raising an error it forbids that."""
+
+
+def run(
+    job: Job,
+    client: Any = None,
+    listener: Listener = ignore,
+    resources: Resources | None = None,
+    submission: Submission | None = None,
+) -> Result:
     """The certified result of a job, stored at its output (when it has one) and returned.
 
     `client` is a distributed.Client.  Without one the current client is used, as Dask does; if there is none
@@ -48,7 +67,8 @@ def run(job: Job, client: Any = None, listener: Listener = ignore, resources: Re
         if job.output is None
         else Staging(job.output, run_id, overwrite=job.overwrite, compressor=getattr(job, "compressor", "none"))
     )
-    engine = Engine(client, listener, job.no_progress_timeout, resources.threads)
+    label = None if submission is None else submission.name
+    engine = Engine(client, listener, job.no_progress_timeout, resources.threads, label)
     kind = kind_of(job)
     try:
         if staging is not None:
@@ -61,7 +81,7 @@ def run(job: Job, client: Any = None, listener: Listener = ignore, resources: Re
         with one_blas_thread():
             outcome = kind.solve(Work(job, inputs, layout, passes, staging, plan.warnings))
         timings = engine.timings | {"total": time.monotonic() - began}
-        return _result(job, inputs, plan, outcome, timings, staging)
+        return _result(_summary(job, inputs, plan, outcome, timings), outcome, staging, submission)
     except BaseException:
         if staging is not None:
             staging.discard()
@@ -90,16 +110,18 @@ def _resources_of(client: Any) -> Resources:
 
 
 def _result(
-    job: Job, inputs: Inputs, plan: Plan, outcome: Outcome, timings: Mapping[str, float], staging: Staging | None
+    summary: dict[str, Any], outcome: Outcome, staging: Staging | None, submission: Submission | None
 ) -> Result:
-    summary = _summary(job, inputs, plan, outcome, timings)
     arrays = dict(outcome.arrays)
     if staging is None:
         return Result(None, summary, arrays, outcome.shortfalls)
     for name, array in arrays.items():
         staging.put(name, array, outcome.dimensions[name], outcome.attributes.get(name))
+    if submission is not None:
+        summary |= {"submitted": {"id": submission.id, "name": submission.name, "attempt": submission.attempt}}
+        submission.before_commit()
     staging.commit({KEY: summary})
-    return Result(job.output, summary, arrays, outcome.shortfalls)
+    return Result(staging.url, summary, arrays, outcome.shortfalls)
 
 
 def _summary(job: Job, inputs: Inputs, plan: Plan, outcome: Outcome, timings: Mapping[str, float]) -> dict[str, Any]:

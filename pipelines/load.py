@@ -25,9 +25,21 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> "Job":
     Raises:
         JobFileError: a line for each thing that is wrong, with its file, line and dotted place.
     """
-    document = apply_overrides(read_document(path), overrides)
+    return _job(apply_overrides(read_document(path), overrides))
+
+
+def _job(document: Document) -> "Job":
     asked = document.value.get("kind") if isinstance(document.value, dict) else None
     return _loaded(document, {kind: job_model(kind) if kind == asked else None for kind in KINDS}, ("output",))
+
+
+def job_of(value: Any, name: str = "the job") -> "Job":
+    """The job that nested dicts and lists describe, as `model_dump(mode="json")` gives them.
+
+    Raises:
+        JobFileError: a line for each thing that is wrong, with its dotted place.
+    """
+    return _job(Document(name, value, {}))
 
 
 def load_file(path: str | Path, models: Any, overrides: Sequence[str] = (), needed: Sequence[str] = ()) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import BadData
+from pipelines.roots import check_allowed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +99,7 @@ def read_summary(url: str) -> dict[str, Any]:
     Raises:
         BadData: there is no result at `url`.
     """
+    check_allowed(url)
     path = Path(url.removeprefix("file://"))
     try:
         text = (path / "zarr.json").read_text() if "://" not in url.removeprefix("file://") else _remote_root(url)

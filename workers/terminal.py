@@ -1,7 +1,7 @@
 """How a run looks while it goes on: live bars on a terminal, plain lines everywhere else."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,8 @@ def _never_in_the_way(listener: Listener) -> Listener:
 class Lines:
     """Plain lines: one for every 10 % of a pass, or for every minute of a long one."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] = say) -> None:
+        self._say = tell
         self._rows = 0
         self._said_rows = 0
         self._said_seconds = 0.0
@@ -69,10 +70,6 @@ class Lines:
         waited = event.seconds - self._said_seconds
         moved = event.rows - self._said_rows >= 0.1 * self._rows
         return waited >= SECONDS_BETWEEN_LINES and (moved or waited >= MOST_SECONDS_BETWEEN_LINES)
-
-    @staticmethod
-    def _say(text: str) -> None:
-        say(text)
 
 
 @contextmanager

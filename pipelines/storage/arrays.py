@@ -17,7 +17,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore
 
-from pipelines.errors import BadData
+from pipelines.errors import BadData, TallgrassError
+from pipelines.roots import check_allowed
 
 # Zarr asks for several names at once and raises the first error. asyncio logs those of the others, now and then, and
 # Python prints them with their tracebacks where nobody has said what to do with logs.
@@ -61,6 +62,7 @@ def local_path(url: str) -> Path | None:
 
 def open_store(url: str) -> LocalStore | ObjectStore:
     """The store at a path or URL (s3://, gs://, az://, https://); credentials come from the environment."""
+    check_allowed(url)
     path = local_path(url)
     if path is not None:
         return LocalStore(path)
@@ -85,7 +87,7 @@ def open_array(url: str) -> zarr.Array[Any]:
     """
     try:
         array = zarr.open_array(open_store(url), mode="r", config={"read_missing_chunks": False})
-    except BadData:
+    except TallgrassError:
         raise
     except PermissionError as error:
         raise BadData(

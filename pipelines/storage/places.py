@@ -21,6 +21,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore, ObjectStore
 
 from pipelines.errors import PlanRefused
+from pipelines.roots import check_allowed
 from pipelines.storage.arrays import local_path, open_store
 
 ROOT = "zarr.json"
@@ -60,6 +61,7 @@ class Place(Protocol):
 
 def place_of(url: str, run: str) -> "Folder | Objects":
     """The place of a path or URL."""
+    check_allowed(url)
     path = local_path(url)
     return Objects(url) if path is None else Folder(url, path, run)
 

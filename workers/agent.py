@@ -1,0 +1,477 @@
+"""The agent: holds a cluster, takes jobs from the queue, and gives each a process of its own.
+
+It is one loop over everything that can happen: the server wakes it, a job's process speaks or ends, the cluster ends,
+time passes.  Only this loop writes to the queue, so what it writes has an order.
+
+Agents, clusters and job processes die with what started them: each watches a pipe whose other end closes.  An agent
+that starts in the place of a dead one waits until the last of its processes is gone, and then queues its jobs again.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection, get_context
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import TypeAdapter
+
+from pipelines.errors import RunFailed, TallgrassError
+from workers.clusters import Address, Cluster, Local
+from workers.driver import LAST_SECONDS, Task, drive
+from workers.lifecycle import State
+from workers.queue import LEASE_SECONDS, Entry, Fenced, Queue
+
+AGENT_LOCK, JOBS_LOCK = "agent.lock", "jobs.lock"
+"""Held alone by the agent, and shared by the agent and its job processes."""
+TICK_SECONDS = 1.0
+"""An agent that nobody wakes looks at the queue so often."""
+RENEW_SECONDS = LEASE_SECONDS / 5
+WAIT_FOR_THE_DEAD = 5.0
+"""Processes of a dead agent end within this time, or are killed."""
+CLUSTER_SECONDS = 90.0
+"""A cluster that has not started by then will not."""
+BACK_OFF = (0.5, 30.0)
+"""Seconds before the next attempt after a cluster failed: at first, and at most."""
+LAST_WORDS = 20
+"""Lines of a dead process's output that go into its job's log."""
+PRELOADED = ["distributed", "pipelines.execute", "pipelines.kinds", "workers.clusters.address", "workers.driver"]
+"""What job processes have imported before they are needed: no module that starts a thread."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an agent is told when it starts."""
+
+    database: str
+    name: str
+    """Of the place, not of the process: the next agent of this name takes over what this one leaves."""
+    state: str
+    """A folder of its own, for locks."""
+    cluster: Cluster = field(default_factory=Local)
+    at_once: int = 4
+    """Jobs that run at the same time, and share the workers."""
+    roots: tuple[str, ...] | None = None
+
+
+@dataclass
+class Attempt:
+    """A job's process, and what it said last."""
+
+    entry: Entry
+    process: Any
+    pipe: connection.Connection
+    output: Path
+    state: State = State.STARTING
+    told_to_end: float | None = None
+    committing: bool = False
+    ended: bool = False
+    """It has said how it ended."""
+
+
+class Agent:
+    """Runs the jobs of a queue, until it is told to stop."""
+
+    def __init__(self, settings: Settings, wake: int | None = None) -> None:
+        self.settings, self.wake = settings, wake
+        self.queue = Queue(settings.database)
+        self.state = Path(settings.state)
+        self.attempts: dict[str, Attempt] = {}
+        self.processes = get_context("forkserver")
+        self.processes.set_forkserver_preload(PRELOADED)
+        self.cluster = Host(settings.cluster)
+        self.renewed = 0.0
+        self.stopping = False
+
+    def run(self) -> None:
+        """Work until the server is gone or somebody says SIGTERM; then give all jobs back."""
+        signal.signal(signal.SIGTERM, self._end)
+        self.state.mkdir(parents=True, exist_ok=True)
+        with alone(self.state, self.queue, self.settings.name), self.cluster:
+            self.queue.recover(self.settings.name)
+            while not self.stopping:
+                with surviving():
+                    self._step()
+            self._give_back()
+
+    def _end(self, *_: Any) -> None:
+        self.stopping = True
+
+    def _step(self) -> None:
+        for ready in connection.wait(self._watched(), timeout=self._patience()):
+            self._hear(ready)
+        self._watch_cluster()
+        self._renew()
+        self._claim()
+
+    def _watched(self) -> list[Any]:
+        pipes = [attempt.pipe for attempt in self.attempts.values()]
+        sentinels = [attempt.process.sentinel for attempt in self.attempts.values()]
+        return [*pipes, *sentinels, *self.cluster.watched(), *([] if self.wake is None else [self.wake])]
+
+    def _patience(self) -> float:
+        return min(TICK_SECONDS, max(0.05, self.cluster.next_start - time.monotonic()))
+
+    def _hear(self, ready: Any) -> None:
+        if ready == self.wake:
+            self._woken()
+            return
+        for attempt in list(self.attempts.values()):
+            if ready in (attempt.pipe, attempt.process.sentinel):
+                self._listen(attempt)
+
+    def _woken(self) -> None:
+        assert self.wake is not None
+        if not os.read(self.wake, 4096):  # the server is gone
+            self.stopping, self.wake = True, None
+        self.renewed = 0.0  # somebody may have asked for the end of a job
+
+    # Attempts
+
+    def _claim(self) -> None:
+        while self.cluster.address is not None and len(self.attempts) < self.settings.at_once and not self.stopping:
+            entry = self.queue.claim(self.settings.name)
+            if entry is None:
+                return
+            self._start(entry)
+
+    def _start(self, entry: Entry) -> None:
+        assert self.cluster.address is not None
+        ours, theirs = connection.Pipe()
+        output = self.state / f"{entry.id}-{entry.attempt}.out"
+        task = Task(
+            entry.id, entry.name, entry.attempt, entry.job, self.cluster.address, self.settings.roots,
+            str(self.state / JOBS_LOCK), str(output),
+        )  # fmt: skip
+        process = self.processes.Process(target=drive, args=(task, theirs), name=entry.id)
+        process.start()
+        theirs.close()
+        self.attempts[entry.id] = Attempt(entry, process, ours, output)
+        with suppress(Fenced):
+            self.queue.update(entry, process=identity(process.pid or 0))
+            self.queue.add_lines(entry, [f"attempt {entry.attempt} starts"])
+
+    def _listen(self, attempt: Attempt) -> None:
+        """All that the process has said, and then whether it is gone."""
+        try:
+            while attempt.pipe.poll():
+                self._take(attempt, attempt.pipe.recv())
+        except (EOFError, OSError):
+            pass
+        except Fenced:
+            self._end_attempt(attempt)
+        if not attempt.process.is_alive():
+            with suppress(EOFError, OSError, Fenced):
+                while attempt.pipe.poll():
+                    self._take(attempt, attempt.pipe.recv())
+            self._bury(attempt)
+
+    def _take(self, attempt: Attempt, message: tuple[Any, ...]) -> None:
+        entry, queue = attempt.entry, self.queue
+        match message:
+            case ("running", dashboard):
+                with suppress(Fenced):  # a stop may have come first
+                    queue.update(entry, State.RUNNING, dashboard=dashboard)
+                    attempt.state = State.RUNNING
+            case ("progress", document):
+                queue.update(entry, progress=document)
+            case ("log", lines):
+                queue.add_lines(entry, lines)
+            case ("commit?",):
+                attempt.committing = queue.may_commit(entry)
+                with suppress(OSError):
+                    attempt.pipe.send(("commit", attempt.committing))
+            case ("done", summary, shortfalls):
+                attempt.ended = True
+                self._done(entry, summary, shortfalls)
+            case ("error", error, lost):
+                attempt.ended = True
+                self._failed(entry, error, lost=lost)
+
+    def _done(self, entry: Entry, summary: dict[str, Any], shortfalls: list[str]) -> None:
+        if not shortfalls:
+            self.queue.update(entry, State.SUCCEEDED, summary=summary, exit_code=0)
+            self.queue.add_lines(entry, [summary["certificate"]["statement"]])
+            return
+        letter = "\n".join(f"the certificate falls short: {text}" for text in shortfalls)
+        error = {"kind": "CertificateFallsShort", "message": letter, "exit_code": 8}
+        self.queue.update(entry, State.FAILED, summary=summary, error=error, exit_code=8)
+        self.queue.add_lines(entry, letter.splitlines())
+
+    def _failed(self, entry: Entry, error: dict[str, Any], *, lost: bool) -> None:
+        state = self.queue.get(entry.id).state
+        if state is State.STOPPING and error["kind"] == "JobCancelled":
+            self.queue.update(entry, State.CANCELLED, error=error, exit_code=7)
+            self.queue.add_lines(entry, [error["message"]])
+        elif lost:
+            self.queue.lose(entry, error["message"])
+            if not isinstance(self.settings.cluster, Local):
+                self.cluster.back_off()
+        else:
+            self.queue.update(entry, State.FAILED, error=error, exit_code=error["exit_code"])
+            self.queue.add_lines(entry, error["message"].splitlines())
+
+    def _bury(self, attempt: Attempt) -> None:
+        """The process is gone: if it never said how it ended, something killed it."""
+        del self.attempts[attempt.entry.id]
+        attempt.process.join()
+        attempt.pipe.close()
+        words = attempt.output.read_text(errors="replace").splitlines() if attempt.output.exists() else []
+        attempt.output.unlink(missing_ok=True)
+        with suppress(Fenced):
+            self.queue.add_lines(attempt.entry, words[-LAST_WORDS:])
+            if not attempt.ended:
+                self.queue.lose(attempt.entry, how_it_died(attempt.process.exitcode), crashed=True)
+        if not attempt.ended and attempt.entry.output is not None:
+            from pipelines.storage import sweep
+
+            sweep(attempt.entry.output)
+
+    def _end_attempt(self, attempt: Attempt) -> None:
+        """Ask the process to end, and once it had its time, end it."""
+        if attempt.told_to_end is None:
+            attempt.told_to_end = time.monotonic()
+            attempt.process.terminate()
+        patience = LAST_SECONDS * (6 if attempt.committing else 1)
+        if time.monotonic() - attempt.told_to_end > patience:
+            attempt.process.kill()
+
+    def _renew(self) -> None:
+        """Keep our jobs, and see which of them somebody wants to end."""
+        if time.monotonic() - self.renewed < RENEW_SECONDS and not self._is_ending_something():
+            return
+        self.renewed = time.monotonic()
+        self.queue.announce(self.settings.name, self.cluster.described())
+        held = self.queue.renew(self.settings.name)
+        for attempt in self.attempts.values():
+            if attempt.ended:
+                continue
+            if held.get(attempt.entry.id) not in (State.STARTING, State.RUNNING):
+                self._end_attempt(attempt)
+        self.queue.recover()
+
+    def _is_ending_something(self) -> bool:
+        return any(attempt.told_to_end is not None for attempt in self.attempts.values())
+
+    def _give_back(self) -> None:
+        """Jobs that run wait for the next agent; nothing counts as lost."""
+        for attempt in self.attempts.values():
+            attempt.process.terminate()
+        for attempt in list(self.attempts.values()):
+            attempt.process.join(LAST_SECONDS)
+            attempt.process.kill()
+            attempt.process.join()
+            with suppress(Fenced, EOFError, OSError, TallgrassError):
+                while attempt.pipe.poll():
+                    message = attempt.pipe.recv()
+                    if message[0] != "error":
+                        self._take(attempt, message)
+            with suppress(Fenced):
+                self.queue.release(attempt.entry)
+
+    def _watch_cluster(self) -> None:
+        before = self.cluster.address
+        self.cluster.tend()
+        if self.cluster.address != before:
+            self.queue.announce(self.settings.name, self.cluster.described())
+            for attempt in self.attempts.values():
+                if before is not None and not attempt.ended:  # its cluster is gone, and it would wait for an answer
+                    self._end_attempt(attempt)
+
+
+class Host:
+    """The cluster: one that runs elsewhere, or a process that is started again whenever it ends."""
+
+    def __init__(self, model: Cluster) -> None:
+        self.model = model
+        self.address: Address | None = model if isinstance(model, Address) else None
+        self.dashboard: str | None = None
+        self.error: str | None = None
+        self.next_start = 0.0
+        self._pause = BACK_OFF[0]
+        self._process: subprocess.Popen[str] | None = None
+        self._began = 0.0
+
+    def __enter__(self) -> "Host":
+        self.tend()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with suppress(OSError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(LAST_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+    def watched(self) -> list[int]:
+        """What is ready to be read when the cluster has started, or has ended."""
+        return [] if self._process is None or self._process.stdout is None else [self._process.stdout.fileno()]
+
+    def described(self) -> dict[str, Any]:
+        """For people who ask the server."""
+        return {
+            "kind": self.model.kind,
+            "address": None if self.address is None else self.address.address,
+            "dashboard": self.dashboard,
+            "error": self.error,
+        }
+
+    def tend(self) -> None:
+        """Start what should run, and hear what it says."""
+        if isinstance(self.model, Address):
+            if self.address is None and time.monotonic() >= self.next_start:
+                self.address = self.model
+            return
+        if self._process is None:
+            if time.monotonic() >= self.next_start:
+                self._start()
+            return
+        if self.address is None and connection.wait(self.watched(), timeout=0):
+            self._greeted()
+        if self._process.poll() is not None:
+            self._is_gone()
+        elif self.address is None and time.monotonic() - self._began > CLUSTER_SECONDS:
+            self.error = f"The cluster did not start within {CLUSTER_SECONDS:.0f} s."
+            self._process.kill()
+
+    def back_off(self) -> None:
+        """Take no jobs for a while: the next one would fail as the last one did."""
+        self.address = None
+        self.next_start = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, BACK_OFF[1])
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "workers.clusters.host"]
+        self._began = time.monotonic()
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.write(self.model.model_dump_json() + "\n")
+            self._process.stdin.flush()
+
+    def _greeted(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            return
+        said = json.loads(line)
+        if "error" in said:
+            self.error = said["error"]
+            return
+        self.address, self.dashboard, self.error = Address(address=said["address"]), said["dashboard"], None
+        self._pause = BACK_OFF[0]
+
+    def _is_gone(self) -> None:
+        assert self._process is not None
+        code = self._process.returncode
+        if self.address is not None or self.error is None:
+            self.error = f"The cluster ended ({how_it_died(code)})"
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        self._process = self.dashboard = None
+        self.back_off()
+
+
+def how_it_died(code: int | None) -> str:
+    """What an exit status says about a process."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        memory = " The kernel does that when memory runs out." if -code == signal.SIGKILL else ""
+        return f"The job's process was killed by {name}.{memory}"
+    return f"The job's process ended with status {code} and without a word."
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """A process, told from a later one of the same number."""
+    import psutil
+
+    try:
+        return {"pid": pid, "began": psutil.Process(pid).create_time()}
+    except psutil.NoSuchProcess:
+        return {"pid": pid, "began": 0.0}
+
+
+@contextmanager
+def alone(state: Path, queue: Queue, name: str) -> Iterator[None]:
+    """While this lasts, no process of an earlier agent of this place lives; those that do not end are killed.
+
+    Raises:
+        RunFailed: another agent of this place lives, and stays.
+    """
+    with (state / AGENT_LOCK).open("a") as agent, (state / JOBS_LOCK).open("a") as jobs:
+        if not _locked_within(agent, 2 * LAST_SECONDS):
+            raise RunFailed(f"Another agent works in {state} already. Stop it, or give this one a folder of its own.")
+        while not _locked_within(jobs, WAIT_FOR_THE_DEAD):
+            kill_processes_of(queue, name)
+        fcntl.flock(jobs, fcntl.LOCK_SH)  # job processes of ours share it
+        yield
+
+
+def _locked_within(lock: IO[str], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not _locked(lock):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _locked(lock: IO[str]) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def kill_processes_of(queue: Queue, name: str) -> None:
+    """End the job processes that a dead agent has left: they hold its lock, and may be stuck."""
+    import psutil
+
+    from workers.queue import Selection
+
+    for entry in queue.select(Selection(states=(State.STARTING, State.RUNNING, State.STOPPING), limit=1000)):
+        if entry.agent == name and entry.process is not None:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(entry.process["pid"])
+                if abs(process.create_time() - entry.process["began"]) < 1:
+                    process.kill()
+
+
+@contextmanager
+def surviving() -> Iterator[None]:
+    """A queue that fails for a moment does not end the agent: it tries again."""
+    try:
+        yield
+    except RunFailed as error:
+        print(error, file=sys.stderr, flush=True)  # noqa: T201  # the server passes it on
+        time.sleep(TICK_SECONDS)
+
+
+def main() -> None:
+    """Settings are one line of JSON on standard input; each byte after that wakes the agent, and the end ends it."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(0, 1)
+        if not piece:
+            return
+        line += piece
+    Agent(TypeAdapter(Settings).validate_json(line), wake=0).run()
+
+
+if __name__ == "__main__":
+    main()
