@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context
+from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,6 +74,16 @@ class Attempt:
     committing: bool = False
     ended: bool = False
     """It has said how it ended."""
+    passes: int = 0
+    """Of those that it told of, how many have been counted."""
+    bytes_read: int = 0
+
+    def read_since(self, progress: dict[str, Any]) -> dict[str, int]:
+        """What was read since it last told, to be added to the job's counts."""
+        passes, size = len(progress["passes"]), sum(one["bytes"] for one in progress["passes"])
+        more = {"passes": passes - self.passes, "bytes_read": size - self.bytes_read}
+        self.passes, self.bytes_read = passes, size
+        return more
 
 
 class Agent:
@@ -94,6 +104,7 @@ class Agent:
         """Work until the server is gone or somebody says SIGTERM; then give all jobs back."""
         signal.signal(signal.SIGTERM, self._end)
         self.state.mkdir(parents=True, exist_ok=True)
+        forkserver.ensure_running()  # it imports what jobs need while the cluster starts
         with alone(self.state, self.queue, self.settings.name), self.cluster:
             self.queue.recover(self.settings.name)
             while not self.stopping:
@@ -181,7 +192,7 @@ class Agent:
                     queue.update(entry, State.RUNNING, dashboard=dashboard)
                     attempt.state = State.RUNNING
             case ("progress", document):
-                queue.update(entry, progress=document)
+                queue.update(entry, progress=document, more=attempt.read_since(document))
             case ("log", lines):
                 queue.add_lines(entry, lines)
             case ("commit?",):

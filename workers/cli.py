@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from pipelines.errors import Interrupted, JobFileError, RunFailed, TallgrassError
-from workers import commands
+from workers import commands, service
 from workers.output import answer, error_document, say
 
 # A fifth of the time that `check` takes would go into looking for garbage among modules that were just imported, and
@@ -32,6 +32,8 @@ Examples:
   tallgrass plan configs/jobs/flights.yaml      what will it cost?
   tallgrass run configs/jobs/flights.yaml       run it on this machine
   tallgrass show results/flights.zarr           what came out, and how far to trust it
+  tallgrass serve                               take jobs from others, and run them in turn
+  tallgrass submit configs/jobs/flights.yaml    give a job to a server; then status, logs, wait, result
 
 \b
 Exit codes:
@@ -200,7 +202,7 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in commands.ALL:
+for command in (*commands.ALL, *service.ALL):
     main.add_command(command)
 
 if __name__ == "__main__":

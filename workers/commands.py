@@ -106,7 +106,7 @@ def run(job_file: str, cluster_file: str | None, overrides: tuple[str, ...]) -> 
     from pipelines.load import load_job
     from pipelines.report import render_result
 
-    job, cluster = load_job(job_file, overrides), _load_cluster(cluster_file)
+    job, cluster = load_job(job_file, overrides), load_cluster(cluster_file)
     result = _run(job, cluster)
     short = "\n".join(f"the certificate falls short: {text}" for text in result.shortfalls)
     shortfall = CertificateFallsShort(short) if short else None
@@ -185,7 +185,7 @@ def doctor(calibrate: bool, cluster_file: str | None) -> None:
 
     from pipelines.report import render_findings
 
-    findings = [asdict(finding) for finding in _examined(calibrate, _load_cluster(cluster_file))]
+    findings = [asdict(finding) for finding in _examined(calibrate, load_cluster(cluster_file))]
     healthy = all(finding["ok"] for finding in findings)
     print_one({"schema": "doctor/1", "ok": healthy, "findings": findings}, render_findings(findings))
 
@@ -236,7 +236,8 @@ def version() -> str:
         return "(not installed: runs from its source folder)"
 
 
-def _load_cluster(path: str | None) -> Any:
+def load_cluster(path: str | None) -> Any:
+    """The cluster that a file describes; None without a file."""
     if path is None:
         return None
     from pipelines.load import load_file
@@ -267,4 +268,4 @@ def _resources(cluster_file: str | None, workers: int | None, threads: int | Non
     except ValueError as error:
         raise JobFileError(f"--memory: {error}") from None
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    return replace(_offer(_load_cluster(cluster_file)), **given)
+    return replace(_offer(load_cluster(cluster_file)), **given)

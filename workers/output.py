@@ -16,11 +16,11 @@ from pipelines.errors import RunFailed
 Function = Callable[..., Any]
 
 
-def command(*examples: str) -> Callable[[Function], click.Command]:
+def command(*examples: str, name: str | None = None) -> Callable[[Function], click.Command]:
     """A command with the options that all have, whose help ends with examples."""
 
     def decorate(function: Function) -> click.Command:
-        made = click.command(epilog="\b\nExamples:\n  " + "\n  ".join(examples))(function)
+        made = click.command(name, epilog="\b\nExamples:\n  " + "\n  ".join(examples))(function)
         for flags, meaning in (
             (["--json"], "Print one JSON document on stdout."),
             (["--quiet", "-q"], "No progress and no hints on stderr; errors still."),

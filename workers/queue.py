@@ -59,11 +59,15 @@ jobs = sql.Table(
     sql.Column("request", sql.String(64), nullable=False),
     sql.Column("retry_of", sql.String(16)),
     sql.Column("submitted_at", sql.Float, nullable=False),
+    sql.Column("queued_at", sql.Float, nullable=False),
     sql.Column("started_at", sql.Float),
     sql.Column("finished_at", sql.Float),
     sql.Column("attempt", sql.Integer, nullable=False, default=0),
     sql.Column("losses", sql.Integer, nullable=False, default=0),
     sql.Column("crashes", sql.Integer, nullable=False, default=0),
+    sql.Column("waited", sql.Float, nullable=False, default=0.0),
+    sql.Column("passes", sql.Integer, nullable=False, default=0),
+    sql.Column("bytes_read", sql.BigInteger, nullable=False, default=0),
     sql.Column("agent", sql.String(200)),
     sql.Column("lease_until", sql.Float),
     sql.Column("process", sql.Text),
@@ -75,6 +79,7 @@ jobs = sql.Table(
     sql.UniqueConstraint("submitter", "idempotency_key"),
     sql.Index("jobs_by_turn", "state", sql.desc("priority"), "seq"),
     sql.Index("jobs_by_state", "state", "seq"),
+    sql.Index("jobs_by_output", "output", "state"),
     sql.Index("jobs_by_name", "name", "seq"),
     sql.Index("jobs_by_kind", "kind", "seq"),
     sqlite_autoincrement=True,
@@ -129,6 +134,10 @@ class Conflict(JobFileError):
 
 class NoSuchJob(JobFileError):
     """There is no job of that id."""
+
+
+class TooManyOpen(PlanRefused):
+    """This submitter has as many jobs waiting or running as a server allows."""
 
 
 @dataclass(frozen=True)
@@ -226,13 +235,14 @@ class Queue:
 
         Raises:
             Conflict: the key was used for another request.
-            PlanRefused: this submitter has `most_open` jobs that are not over.
+            TooManyOpen: this submitter has `most_open` jobs that are not over.
         """
         row = {
             "id": new_id(), "name": wanted.name, "kind": str(wanted.job["kind"]), "state": State.QUEUED,
             "priority": wanted.priority, "job": json.dumps(dict(wanted.job)), "output": wanted.job.get("output"),
             "submitter": wanted.submitter, "idempotency_key": wanted.idempotency_key, "request": wanted.request,
             "retry_of": wanted.retry_of, "submitted_at": self.clock(),
+            "queued_at": self.clock(),
         }  # fmt: skip
         try:
             with self._transaction() as connection:
@@ -267,7 +277,7 @@ class Queue:
         is_open = (jobs.c.submitter == submitter) & jobs.c.state.in_([s for s in State if s not in OVER])
         count = connection.execute(sql.select(sql.func.count()).select_from(jobs).where(is_open)).scalar_one()
         if count >= most:
-            raise PlanRefused(
+            raise TooManyOpen(
                 f"{count:,} of your jobs are waiting or running, and this server takes at most {most:,} of each "
                 "submitter. Wait for some, or cancel some: tallgrass list --state queued"
             )
@@ -313,6 +323,22 @@ class Queue:
         with self._reading() as connection:
             found = {state: count for state, count in connection.execute(query).tuples()}  # noqa: C416  # it has keys()
         return {state: found.get(state, 0) for state in State}
+
+    def totals(self) -> dict[str, float]:
+        """Sums over all jobs, for metrics."""
+        c, sums = jobs.c, sql.func
+        query = sql.select(
+            sums.count(c.seq).label("submitted"),
+            sums.coalesce(sums.sum(c.attempt), 0).label("attempts"),
+            sums.coalesce(sums.sum(c.waited), 0.0).label("waited"),
+            sums.coalesce(sums.sum(c.passes), 0).label("passes"),
+            sums.coalesce(sums.sum(c.bytes_read), 0).label("bytes"),
+        )
+        oldest = sql.select(sums.min(c.queued_at)).where(c.state == State.QUEUED)
+        with self._reading() as connection:
+            found = {name: float(value) for name, value in connection.execute(query).mappings().one().items()}
+            since = connection.execute(oldest).scalar_one()
+        return found | {"oldest_wait": 0.0 if since is None else max(0.0, self.clock() - since)}
 
     def ahead(self, entry: Entry) -> int:
         """Jobs that will be taken before this one, which is queued."""
@@ -362,8 +388,9 @@ class Queue:
         if entry.state is State.INTERRUPTED:
             with self._transaction() as connection:
                 here = (jobs.c.id == entry.id) & (jobs.c.state == State.INTERRUPTED)
-                again = {"state": State.QUEUED, "losses": 0, "crashes": 0, "finished_at": None, "exit_code": None}
-                connection.execute(sql.update(jobs).where(here).values(again | {"error": None}))
+                again = {"state": State.QUEUED, "losses": 0, "crashes": 0, "finished_at": None}
+                again |= {"exit_code": None, "error": None, "queued_at": self.clock()}
+                connection.execute(sql.update(jobs).where(here).values(again))
             return self.get(entry.id)
         if entry.state not in OVER:
             raise JobFileError(f"Job {entry.id} is {entry.state}: it cannot be tried again before it is over.")
@@ -373,10 +400,15 @@ class Queue:
     # Working: every write names the attempt that it belongs to
 
     def claim(self, agent: str) -> Entry | None:
-        """The next job, now held by this agent for LEASE_SECONDS, with a new attempt; None when none waits."""
+        """The next job, now held by this agent for LEASE_SECONDS, with a new attempt; None when none waits.
+
+        Of jobs that write to the same place one is taken at a time.
+        """
+        other = jobs.alias()
+        writes_there = sql.select(other.c.seq).where((other.c.output == jobs.c.output) & other.c.state.in_(ACTIVE))
         turn = (
             sql.select(jobs.c.seq)
-            .where(jobs.c.state == State.QUEUED)
+            .where((jobs.c.state == State.QUEUED) & ~sql.exists(writes_there))
             .order_by(jobs.c.priority.desc(), jobs.c.seq)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -384,20 +416,24 @@ class Queue:
         now = self.clock()
         values = {
             "state": State.STARTING, "attempt": jobs.c.attempt + 1, "agent": agent, "started_at": now,
-            "lease_until": now + LEASE_SECONDS, "progress": None, "process": None, "dashboard": None,
+            "lease_until": now + LEASE_SECONDS,
+            "waited": jobs.c.waited + (now - jobs.c.queued_at), "progress": None, "process": None, "dashboard": None,
         }  # fmt: skip
         with self._transaction() as connection:
             statement = sql.update(jobs).where(jobs.c.seq == turn.scalar_subquery()).values(values)
             row = connection.execute(statement.returning(*_ENTRY)).mappings().one_or_none()
         return None if row is None else _entry(row)
 
-    def update(self, entry: Entry, state: State | None = None, **values: Any) -> None:
-        """What this attempt has to say: its process, its progress, its next state.
+    def update(
+        self, entry: Entry, state: State | None = None, more: Mapping[str, int] | None = None, **values: Any
+    ) -> None:
+        """What this attempt has to say: its process, its progress, its next state; `more` is added to counts.
 
         Raises:
             Fenced: the job is not this attempt's any more.
         """
         values = {name: json.dumps(value) if name in DOCUMENTS else value for name, value in values.items()}
+        values |= {name: jobs.c[name] + count for name, count in (more or {}).items()}
         if state is not None:
             values["state"] = state
             if state in OVER:
@@ -432,6 +468,7 @@ class Queue:
             raise Fenced(entry.id)
         losses, crashes = row.losses + (not crashed), row.crashes + crashed
         values: dict[str, Any] = {"losses": losses, "crashes": crashes, "agent": None, "lease_until": None}
+        values["queued_at"] = self.clock()
         state = ON_LOSS[State(row.state)]
         if state is State.CANCELLED:
             values |= {"exit_code": 7, "finished_at": self.clock()}
@@ -457,7 +494,7 @@ class Queue:
         """
         for before, after in ON_LOSS.items():
             ours = (jobs.c.id == entry.id) & (jobs.c.attempt == entry.attempt) & (jobs.c.state == before)
-            values: dict[str, Any] = {"state": after, "agent": None, "lease_until": None}
+            values: dict[str, Any] = {"state": after, "agent": None, "lease_until": None, "queued_at": self.clock()}
             if after is State.CANCELLED:
                 values |= {"exit_code": 7, "finished_at": self.clock()}
             with self._transaction() as connection:
@@ -507,7 +544,7 @@ class Queue:
         query = sql.select(agents).where(agents.c.seen_at > self.clock() - LEASE_SECONDS).order_by(agents.c.name)
         with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
-        return [{"name": row["name"], "seen_at": row["seen_at"], **json.loads(row["cluster"])} for row in rows]
+        return [{"name": row["name"], **json.loads(row["cluster"])} for row in rows]
 
     # Tokens
 

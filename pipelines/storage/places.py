@@ -20,9 +20,9 @@ from obstore.exceptions import BaseError as ObstoreError
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore, ObjectStore
 
-from pipelines.errors import PlanRefused
+from pipelines.errors import BadData, PlanRefused
 from pipelines.roots import check_allowed
-from pipelines.storage.arrays import local_path, open_store
+from pipelines.storage.arrays import first_line, local_path, open_store
 
 ROOT = "zarr.json"
 """The object that makes a group of what lies beside it (Zarr v3)."""
@@ -64,6 +64,39 @@ def place_of(url: str, run: str) -> "Folder | Objects":
     check_allowed(url)
     path = local_path(url)
     return Objects(url) if path is None else Folder(url, path, run)
+
+
+def copy_result(url: str, folder: str) -> None:
+    """A copy of a stored result in a local folder, which appears whole or not at all.
+
+    Raises:
+        PlanRefused: something is there already.
+        BadData: the result cannot be read.
+    """
+    final = Path(folder)
+    if final.exists():
+        raise PlanRefused(f"{folder} exists already. Copy to another folder, or remove that one.")
+    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
+    try:
+        _copy(url, partial)
+        partial.rename(final)
+    except (OSError, ObstoreError) as error:
+        raise BadData(f"{url} cannot be copied to {folder}: {first_line(error)}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy(url: str, folder: Path) -> None:
+    path = local_path(url)
+    if path is not None:
+        shutil.copytree(path, folder)
+        return
+    store: Any = open_store(url)
+    for batch in obstore.list(store.store):
+        for found in batch:
+            target = folder / found["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(bytes(obstore.get(store.store, found["path"]).bytes()))
 
 
 def sweep(url: str) -> None:
