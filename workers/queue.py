@@ -225,8 +225,12 @@ class Queue:
 
     def __post_init__(self) -> None:
         self._engine = _engine(self.url)
-        with _told(self.url):
-            self._prepare()
+        try:
+            with _told(self.url):
+                self._prepare()
+        except BaseException:
+            self.close()
+            raise
 
     # Submitting
 
@@ -321,7 +325,7 @@ class Queue:
         """How many jobs are in each state."""
         query = sql.select(jobs.c.state, sql.func.count()).group_by(jobs.c.state)
         with self._reading() as connection:
-            found = {state: count for state, count in connection.execute(query).tuples()}  # noqa: C416  # it has keys()
+            found: dict[str, int] = dict(connection.execute(query).all())
         return {state: found.get(state, 0) for state in State}
 
     def totals(self) -> dict[str, float]:
@@ -507,7 +511,7 @@ class Queue:
         held = (jobs.c.agent == agent) & jobs.c.state.in_(ACTIVE)
         statement = sql.update(jobs).where(held).values(lease_until=self.clock() + LEASE_SECONDS)
         with self._transaction() as connection:
-            rows = connection.execute(statement.returning(jobs.c.id, jobs.c.state)).tuples()
+            rows = connection.execute(statement.returning(jobs.c.id, jobs.c.state))
             return {job: State(state) for job, state in rows}
 
     def recover(self, agent: str | None = None) -> list[Entry]:
