@@ -362,7 +362,7 @@ class Host:
         self._pause = min(2 * self._pause, BACK_OFF[1])
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "workers.clusters.host"]
+        command = [sys.executable, "-P", "-m", "workers.clusters.host"]
         self._began = time.monotonic()
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True

@@ -130,7 +130,9 @@ class Client:
             if found.over:
                 return found
             if end is not None and time.monotonic() >= end:
-                raise WaitTimedOut(f"Job {found.id} is still {found.state} after {timeout:g} s. It goes on by itself.")
+                raise WaitTimedOut(
+                    f"Job {found.id} is still {found.state} after {timeout:.3g} s. It goes on by itself."
+                )
 
     def log(self, job: str, after: int = 0, wait: float = 0.0) -> api.Log:
         """Lines of a job's log after number `after`."""

@@ -54,6 +54,7 @@ def check(job_file: str, overrides: tuple[str, ...]) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of each worker.")
 @click.option("--memory", metavar="SIZE", help='Memory of each worker, such as "16 GiB".')
 @_cluster
+@click.option("--server", "url", metavar="URL", help="Plan for the cluster of this server.")
 @_set
 def plan(
     job_file: str,
@@ -61,6 +62,7 @@ def plan(
     threads: int | None,
     memory: str | None,
     cluster_file: str | None,
+    url: str | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Say what a job will cost: time, memory, bytes read.
@@ -72,10 +74,22 @@ def plan(
     from pipelines.report import render_plan
 
     job = load_job(job_file, overrides)
-    document = make_plan(job, _resources(cluster_file, workers, threads, memory)).to_dict()
+    if url is None:
+        document = make_plan(job, _resources(cluster_file, workers, threads, memory)).to_dict()
+    elif any((workers, threads, memory, cluster_file)):
+        raise JobFileError("--server plans for that server's cluster: leave out --cluster, --workers and the like.")
+    else:
+        document = _planned_by(url, job)
     print_one(document, render_plan(document))
     _hint_of_output(job)
     hint(f"next: tallgrass run {job_file}")
+
+
+def _planned_by(url: str, job: Any) -> dict[str, Any]:
+    from workers.client import Client
+
+    with Client(url) as client:
+        return client.plan(job)
 
 
 def _hint_of_output(job: Any) -> None:

@@ -337,35 +337,26 @@ class _Guard:
         return None
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application, which sees no more of a body than it may have."""
-        size, began = 0, False
-
-        async def counted() -> Message:
-            nonlocal size
+        """The application, with a body that is there as a whole, or an answer that it is too large."""
+        body, more = b"", True
+        while more:
             message = await receive()
-            size += len(message.get("body", b""))
-            if size > MOST_BYTES:
-                raise _TooLarge
-            return message
-
-        async def noted(message: Message) -> None:
-            nonlocal began
-            began = True
-            await send(message)
-
-        try:
-            await self.app(scope, counted, noted)
-        except _TooLarge:
-            if not began:
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > MOST_BYTES:
                 await _too_large()(scope, receive, send)
+                return
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
 
-class _TooLarge(Exception):
-    """More bytes than any job file has."""
+        await self.app(scope, replay, send)
 
 
 def _too_large() -> Response:
     letter = (
         f"The request is larger than {MOST_BYTES:,} bytes; a job file has a few hundred. Name arrays by their place."
     )
-    return _answer(api.problem_of(JobFileError(letter), 413))
+    return _answer(api.problem_of(JobFileError(letter), 413), {"Connection": "close"})  # the rest is not waited for

@@ -151,7 +151,7 @@ class Supervised:
             "cluster": options.cluster.model_dump(mode="json"),
         }  # fmt: skip
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.agent"], stdin=subprocess.PIPE, bufsize=0, start_new_session=True
+            [sys.executable, "-P", "-m", "workers.agent"], stdin=subprocess.PIPE, bufsize=0, start_new_session=True
         )
         assert process.stdin is not None
         with suppress(OSError):

@@ -64,7 +64,10 @@ def resources_of(model: Cluster | None = None, spans: int | None = None) -> "Res
 
 def dashboard_link(client: "Client") -> str | None:
     """The address of Dask's dashboard, if it shows one."""
-    link: str | None = client.dashboard_link
+    try:
+        link: str | None = client.dashboard_link
+    except KeyError:  # a scheduler without one
+        return None
     return link or None
 
 
