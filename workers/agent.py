@@ -106,6 +106,7 @@ class Agent:
         self.state.mkdir(parents=True, exist_ok=True)
         forkserver.ensure_running()  # it imports what jobs need while the cluster starts
         with alone(self.state, self.queue, self.settings.name), self.cluster:
+            kill_processes_of(self.queue, self.settings.name)  # one may be frozen, and not hold the lock yet
             self.queue.recover(self.settings.name)
             while not self.stopping:
                 with surviving():
@@ -240,10 +241,10 @@ class Agent:
             self.queue.add_lines(attempt.entry, words[-LAST_WORDS:])
             if not attempt.ended:
                 self.queue.lose(attempt.entry, how_it_died(attempt.process.exitcode), crashed=True)
-        if not attempt.ended and attempt.entry.output is not None:
+        if attempt.entry.output is not None:
             from pipelines.storage import sweep
 
-            sweep(attempt.entry.output)
+            sweep(attempt.entry.output)  # what it left half written
 
     def _end_attempt(self, attempt: Attempt) -> None:
         """Ask the process to end, and once it had its time, end it."""

@@ -57,9 +57,8 @@ def drive(task: Task, pipe: "Connection") -> None:
             summary, shortfalls = _run(task, agent)
             agent.tell("done", summary, list(shortfalls))
         except KeyboardInterrupt:
-            agent.tell(
-                "error", _document(JobCancelled("The job was cancelled while it ran. Nothing was written.")), False
-            )
+            letter = "The job was stopped while it ran. Nothing was written."
+            agent.tell("error", _document(JobCancelled(letter)), True)
         except BaseException as error:  # noqa: BLE001  # whatever it was, the agent has to know
             agent.tell("error", _document(error), _lost(error))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
