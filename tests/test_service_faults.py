@@ -257,6 +257,6 @@ def test_jobs_come_to_their_end_while_parts_die_at_random(served):
 @pytest.mark.timeout(3600)
 def test_fifty_jobs_come_to_their_end_while_parts_die_at_random(served):
     for round_ in range(3):
-        found, killed = chaos(served, (0.3, 4.0), 50, seed=1000 + round_)
+        found, killed = chaos(served, (0.2, 1.5), 50, seed=1000 + round_)
         assert len(killed) > 10
         check(served, found)

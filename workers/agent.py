@@ -10,9 +10,11 @@ that starts in the place of a dead one waits until the last of its processes is 
 import fcntl
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,9 +27,10 @@ from pydantic import TypeAdapter
 
 from pipelines.errors import RunFailed, TallgrassError
 from workers.clusters import Address, Cluster, Local
+from workers.dashboard import SHOWN
 from workers.driver import LAST_SECONDS, Task, drive
 from workers.lifecycle import State
-from workers.queue import LEASE_SECONDS, Entry, Fenced, Queue
+from workers.queue import LEASE_SECONDS, Entry, Fenced, Queue, Selection
 
 AGENT_LOCK, JOBS_LOCK = "agent.lock", "jobs.lock"
 """Held alone by the agent, and shared by the agent and its job processes."""
@@ -42,6 +45,9 @@ BACK_OFF = (0.5, 30.0)
 """Seconds before the next attempt after a cluster failed: at first, and at most."""
 LAST_WORDS = 20
 """Lines of a dead process's output that go into its job's log."""
+SHOW_SECONDS = 0.5
+"""Time between two changes of the dashboard's page."""
+ON_THE_PAGE = ("id", "name", "kind", "state", "attempt", "submitted_at", "started_at", "finished_at", "progress")
 PRELOADED = ["distributed", "pipelines.execute", "pipelines.kinds", "workers.clusters.address", "workers.driver"]
 """What job processes have imported before they are needed: no module that starts a thread."""
 
@@ -97,7 +103,9 @@ class Agent:
         self.processes = get_context("forkserver")
         self.processes.set_forkserver_preload(PRELOADED)
         self.cluster = Host(settings.cluster)
-        self.renewed = 0.0
+        self.renewed = self.shown = 0.0
+        self.board: dict[str, Any] = {}
+        self.statements: dict[str, str] = {}
         self.stopping = False
 
     def run(self) -> None:
@@ -122,6 +130,7 @@ class Agent:
         self._watch_cluster()
         self._renew()
         self._claim()
+        self._show()
 
     def _watched(self) -> list[Any]:
         pipes = [attempt.pipe for attempt in self.attempts.values()]
@@ -189,8 +198,9 @@ class Agent:
         entry, queue = attempt.entry, self.queue
         match message:
             case ("running", dashboard):
+                link = f"{dashboard.removesuffix('/status')}/jobs?job={entry.id}" if dashboard else None
                 with suppress(Fenced):  # a stop may have come first
-                    queue.update(entry, State.RUNNING, dashboard=dashboard)
+                    queue.update(entry, State.RUNNING, dashboard=link if self.cluster.jobs_page else dashboard)
                     attempt.state = State.RUNNING
             case ("progress", document):
                 queue.update(entry, progress=document, more=attempt.read_since(document))
@@ -269,6 +279,35 @@ class Agent:
                 self._end_attempt(attempt)
         self.queue.recover()
 
+    def _show(self) -> None:
+        """Let the dashboard show what has changed, twice a second at most."""
+        if not self.cluster.jobs_page or self.cluster.address is None or time.monotonic() < self.shown + SHOW_SECONDS:
+            return
+        if self.cluster.board.behind:
+            return
+        entries = self.queue.select(Selection(limit=SHOWN))
+        rows = [
+            {
+                **{name: getattr(entry, name) for name in ON_THE_PAGE},
+                "letter": entry.error["message"] if entry.error else self._statement(entry),
+            }
+            for entry in entries
+        ]
+        board = {"counts": self.queue.counts(), "jobs": rows}
+        self.shown = time.monotonic()
+        if board != self.board:
+            self.board = board
+            self.cluster.board.put(json.dumps(board))
+
+    def _statement(self, entry: Entry) -> str:
+        """What the certificate of a finished job says; it never changes, so it is asked for once."""
+        if entry.state is not State.SUCCEEDED:
+            return ""
+        if entry.id not in self.statements:
+            summary = self.queue.get(entry.id).summary or {}
+            self.statements[entry.id] = str(summary.get("certificate", {}).get("statement", ""))
+        return self.statements[entry.id]
+
     def _is_ending_something(self) -> bool:
         return any(attempt.told_to_end is not None for attempt in self.attempts.values())
 
@@ -303,8 +342,9 @@ class Host:
 
     def __init__(self, model: Cluster) -> None:
         self.model = model
-        self.address: Address | None = model if isinstance(model, Address) else None
+        self.address: Address | None = None
         self.dashboard: str | None = None
+        self.jobs_page = False
         self.error: str | None = None
         self.next_start = 0.0
         self._pause = BACK_OFF[0]
@@ -317,9 +357,7 @@ class Host:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            with suppress(OSError):
-                self._process.stdin.close()
+            self.board.close()
             try:
                 self._process.wait(LAST_SECONDS)
             except subprocess.TimeoutExpired:
@@ -340,10 +378,6 @@ class Host:
 
     def tend(self) -> None:
         """Start what should run, and hear what it says."""
-        if isinstance(self.model, Address):
-            if self.address is None and time.monotonic() >= self.next_start:
-                self.address = self.model
-            return
         if self._process is None:
             if time.monotonic() >= self.next_start:
                 self._start()
@@ -369,9 +403,8 @@ class Host:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         assert self._process.stdin is not None
-        with suppress(OSError):
-            self._process.stdin.write(self.model.model_dump_json() + "\n")
-            self._process.stdin.flush()
+        self.board = Board(self._process.stdin)
+        self.board.put(self.model.model_dump_json())
 
     def _greeted(self) -> None:
         assert self._process is not None
@@ -383,7 +416,8 @@ class Host:
         if "error" in said:
             self.error = said["error"]
             return
-        self.address, self.dashboard, self.error = Address(address=said["address"]), said["dashboard"], None
+        self.address = self.model if isinstance(self.model, Address) else Address(address=said["address"])
+        self.dashboard, self.jobs_page, self.error = said["dashboard"], said["jobs_page"], None
         self._pause = BACK_OFF[0]
 
     def _is_gone(self) -> None:
@@ -391,12 +425,43 @@ class Host:
         code = self._process.returncode
         if self.address is not None or self.error is None:
             self.error = f"The cluster ended ({how_it_died(code)})"
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
+        self.board.close()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         self._process = self.dashboard = None
         self.back_off()
+
+
+class Board(threading.Thread):
+    """Writes lines to the cluster's process, of which only the latest counts: one that is stuck holds up nobody."""
+
+    def __init__(self, pipe: IO[str]) -> None:
+        super().__init__(daemon=True, name="board")
+        self._pipe = pipe
+        self._latest: queue.Queue[str | None] = queue.Queue()
+        self.start()
+
+    def put(self, line: str) -> None:
+        """Show this next."""
+        self._latest.put(line)
+
+    def close(self) -> None:
+        """End the cluster's process."""
+        self._latest.put(None)
+
+    @property
+    def behind(self) -> bool:
+        """Whether what was put last is not written yet."""
+        return not self._latest.empty()
+
+    def run(self) -> None:
+        """Write until the end."""
+        with suppress(OSError, ValueError):
+            while (line := self._latest.get()) is not None:
+                self._pipe.write(line + "\n")
+                self._pipe.flush()
+        with suppress(OSError):
+            self._pipe.close()
 
 
 def how_it_died(code: int | None) -> str:
@@ -453,8 +518,6 @@ def _locked(lock: IO[str]) -> bool:
 def kill_processes_of(queue: Queue, name: str) -> None:
     """End the job processes that a dead agent has left: they hold its lock, and may be stuck."""
     import psutil
-
-    from workers.queue import Selection
 
     for entry in queue.select(Selection(states=(State.STARTING, State.RUNNING, State.STOPPING), limit=1000)):
         if entry.agent == name and entry.process is not None:

@@ -91,6 +91,8 @@ class Progress(Reply):
     """Workers that are connected."""
     memory_bytes: int = 0
     """The most that one worker held."""
+    spectrum: list[float] = []
+    """Some of the singular values that were found, from the largest to the smallest."""
 
 
 class Job(Reply):

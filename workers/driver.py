@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,9 @@ def _run(task: Task, agent: Agent) -> tuple[dict[str, Any], tuple[str, ...]]:
     with open_cluster(task.cluster) as client:
         agent.tell("running", dashboard_link(client))
         submission = Submission(task.id, task.name, task.attempt, agent.before_commit)
-        result = run(job, client, Watching(agent), submission=submission)
+        watching = Watching(agent)
+        result = run(job, client, watching, submission=submission)
+        watching.found(result.arrays)
     return result.summary, result.shortfalls
 
 
@@ -153,6 +156,7 @@ class Watching:
         self._agent = agent
         self._lines = Lines(lambda text: agent.tell("log", [text]))
         self._passes: list[dict[str, Any]] = []
+        self._spectrum: list[float] = []
         self._workers = self._memory = 0
 
     def __call__(self, event: Event) -> None:
@@ -170,8 +174,18 @@ class Watching:
                 self._passes[-1] |= last
             case Note():
                 return
+        self._tell()
+
+    def found(self, arrays: Mapping[str, Any]) -> None:
+        """What came out: its singular values, if there are any."""
+        from workers.dashboard import spectrum_of
+
+        self._spectrum = spectrum_of(arrays)
+        self._tell()
+
+    def _tell(self) -> None:
         document = {"passes": self._passes, "workers": self._workers, "memory_bytes": self._memory}
-        self._agent.tell("progress", document)
+        self._agent.tell("progress", document | {"spectrum": self._spectrum})
 
 
 def _document(error: BaseException) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _facts(job: api.JobDetails) -> list[tuple[str, str]]:
         ("took", _took(job)),
         ("priority", str(job.priority) if job.priority else ""),
         ("retry of", job.retry_of or ""),
-        ("dashboard", (job.dashboard or "") if job.state in (State.STARTING, State.RUNNING) else ""),
+        ("dashboard", job.dashboard or ""),
     ]
     return [(name, text) for name, text in facts if text]
 

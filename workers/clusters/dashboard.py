@@ -1,11 +1,15 @@
 """Dask's dashboard, built when somebody first looks at it: importing bokeh takes as long as starting a cluster."""
 
 import asyncio
+from collections.abc import Callable
 from graphlib import TopologicalSorter
 from importlib import import_module
 from typing import Any
 
 from tornado.web import Application, RequestHandler
+
+before: list[Callable[[], None]] = []
+"""Called when the dashboard is about to be built: what adds pages to it."""
 
 
 def attach(scheduler: Any) -> None:
@@ -30,6 +34,8 @@ class _FirstVisit:
                 loop = asyncio.get_running_loop()
                 dashboard = await loop.run_in_executor(None, import_module, "distributed.dashboard.scheduler")
                 mend_groups_page()
+                for add in before:
+                    add()
                 dashboard.connect(self.scheduler.http_application, self.scheduler.http_server, self.scheduler)
                 others.remove(self.application)
 

@@ -1,0 +1,5 @@
+"""For `dask scheduler --preload workers.clusters.preload`: the page "Jobs", before the dashboard is built."""
+
+from workers.dashboard import register
+
+register()
