@@ -17,7 +17,7 @@ from zarr.codecs import Crc32cCodec, GzipCodec
 
 from pipelines import LeastSquares
 from pipelines.errors import BadData, ClusterUnreachable, JobFileError, PlanRefused
-from tests.conftest import stored
+from tests.conftest import ROOT, stored
 from tests.served import SECONDS, Served, free_port, wait_for
 from workers import Client
 from workers.lifecycle import State
@@ -337,6 +337,18 @@ def test_tasks_carry_the_name_of_the_job(served, client, frozen):
     assert groups[0].startswith("my_job_no_7:factor")
     client.cancel(job)
     client.wait(job)
+
+
+def test_the_python_of_the_readme_runs(served):
+    block = re.search(r"^```py\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    (served.folder / "data").mkdir()
+    for name in "Ab":
+        (served.folder / "data" / name).symlink_to(served.folder / name)
+    environment = os.environ | {"TALLGRASS_SERVER": served.url}
+    command = [sys.executable, "-c", block]
+    done = subprocess.run(command, cwd=served.folder, env=environment, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("These coefficients are the exact least-squares solution")
 
 
 # Who may do what
