@@ -108,6 +108,15 @@ def render_result(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
+def facts_of(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What came out and how far to trust it, each fact with its name; takes the summary of a result."""
+    certificate = summary.get("certificate") or {}
+    if not certificate:
+        return []
+    found = [*_findings(certificate), ("rows", _rows(certificate)), ("time", _timings(summary))]
+    return [(label, text) for label, text in found if text]
+
+
 def _findings(certificate: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     return [
         ("rank", _rank(certificate)),

@@ -183,6 +183,32 @@ def test_retry_is_a_new_job_that_names_the_first(served, client):
     assert (again.retry_of, again.state) == (first.id, State.FAILED)
 
 
+def test_a_report_is_one_file_that_tells_everything(served, client):
+    job = client.submit(job_of(served, "reported"), name="<b>bold</b>")
+    client.wait(job.id)
+    done = served.tallgrass("report", job.id, "-o", "report.html")
+    assert (done.returncode, done.stdout) == (0, "report.html\n")
+    page = (served.folder / "report.html").read_text()
+    for text in ("&lt;b&gt;bold", "exact least-squares solution", "backward error", "Planned, and what happened",
+                 "verify", "kind: least_squares", "fingerprint", "numpy 2.", "attempt 1 starts",
+                 "Memory: planned for at most"):  # fmt: skip
+        assert text in page
+    assert "<b>bold" not in page
+    assert not re.search(r"(src|href)=|<script|url\(", page)
+    failed = client.submit(job_of(served, "unreported", matrix=f"{served.folder}/nothing"))
+    client.wait(failed.id)
+    assert "There is no Zarr array at" in client.report(failed.id)
+    assert "Planned, and what" not in client.report(failed.id)
+
+
+def test_a_report_draws_singular_values(served, client):
+    job = client.submit({"kind": "svd", "matrix": f"{served.folder}/A", "output": f"{served.folder}/drawn.zarr"})
+    client.wait(job.id)
+    page = client.report(job.id)
+    assert "singular values, from the largest to the smallest" in page
+    assert re.search('<polyline points="60.0,10.0 .* 410.0,190.0"', page)
+
+
 def test_plan_asks_the_server(served, client):
     plan = client.plan(job_of(served, "planned"))
     assert (plan["workers"], plan["memory_bytes_per_worker"]) == (2, 512 * 2**20)

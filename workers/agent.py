@@ -65,6 +65,8 @@ class Settings:
     at_once: int = 4
     """Jobs that run at the same time, and share the workers."""
     roots: tuple[str, ...] | None = None
+    server: str | None = None
+    """Where browsers find the server's reports."""
 
 
 @dataclass
@@ -293,7 +295,7 @@ class Agent:
             }
             for entry in entries
         ]
-        board = {"counts": self.queue.counts(), "jobs": rows}
+        board = {"counts": self.queue.counts(), "jobs": rows, "server": self.settings.server}
         self.shown = time.monotonic()
         if board != self.board:
             self.board = board

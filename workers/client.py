@@ -170,6 +170,10 @@ class Client:
             raise JobFileError(f"Job {found.id} is {found.state} and has no result. `tallgrass status {found.id}`")
         return open_result(found.output)
 
+    def report(self, job: str) -> str:
+        """A page of HTML about a job, which needs no network."""
+        return self._request("GET", f"/v1/jobs/{_word(job)}/report").text
+
     def plan(self, job: Any) -> dict[str, Any]:
         """What a job would cost on the server's cluster."""
         return self._json("POST", "/v1/plans", json={"job": _described(job)})
@@ -198,6 +202,13 @@ class Client:
             ) from error
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
+        response = self._request(method, path, **options)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise ClusterUnreachable(self._not_ours(f"status {response.status_code}, and no JSON")) from error
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
@@ -206,17 +217,13 @@ class Client:
                 f"No server answers at {self.url} ({why}). Start one with `tallgrass serve`, or name it with --server "
                 "or TALLGRASS_SERVER."
             ) from error
-        try:
-            body = response.json()
-        except ValueError as error:
-            raise ClusterUnreachable(self._not_ours(f"status {response.status_code}, and no JSON")) from error
         if response.is_error:
-            raise self._error_in(response, body)
-        return body
+            raise self._error_in(response)
+        return response
 
-    def _error_in(self, response: httpx.Response, body: Any) -> TallgrassError:
+    def _error_in(self, response: httpx.Response) -> TallgrassError:
         try:
-            return api.error_of(api.Problem.model_validate(body))
+            return api.error_of(api.Problem.model_validate_json(response.content))
         except ValidationError:
             return ClusterUnreachable(self._not_ours(f"status {response.status_code}"))
 

@@ -75,7 +75,7 @@ def jobs_document(scheduler: Any, extra: dict[str, Any], document: Any) -> None:
 def render(board: Mapping[str, Any], chosen: str = "") -> str:
     """The page's body; names and letters are text, whatever they contain."""
     board = {"counts": {}, "jobs": []} | dict(board)
-    jobs = [_shown(job) for job in board["jobs"]]
+    jobs = [_shown(job, board.get("server")) for job in board["jobs"]]
     groups = [
         ("Running", [job for job in jobs if job["state"] in ACTIVE]),
         ("Waiting", [job for job in jobs if job["state"] == State.QUEUED]),
@@ -95,7 +95,7 @@ def _template() -> Any:
     return Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True).get_template("jobs.html")
 
 
-def _shown(job: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(job: Mapping[str, Any], server: str | None) -> dict[str, Any]:
     progress = job.get("progress") or {"passes": []}
     running = job["state"] in ACTIVE
     workers = f"{progress['workers']} workers, {format_bytes(progress['memory_bytes'])} in the fullest" if (
@@ -106,6 +106,7 @@ def _shown(job: Mapping[str, Any]) -> dict[str, Any]:
         "time": _time(job),
         "passes": [_pass(one) for one in progress["passes"]],
         "workers": workers,
+        "report": f"{server}/v1/jobs/{job['id']}/report" if server and job["state"] in OVER else "",
         "letter": job.get("letter") or "",
         "plot": _plot(progress.get("spectrum") or []),
     }

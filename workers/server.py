@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import sqlalchemy as sql
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,10 +23,12 @@ from workers import api
 from workers.commands import version
 from workers.lifecycle import OVER, State
 from workers.places import check_places
-from workers.queue import Entry, Queue, Selection, Submission
+from workers.queue import Entry, Line, Queue, Selection, Submission
 
 MOST_BYTES = 2 * 2**20
 """Of a request: a job file of the largest size, twice."""
+MOST_LINES = 1000
+"""Of a log in a report."""
 MOST_WAIT = 60.0
 """Seconds that a request may wait for something to happen."""
 LOOK_EVERY = 0.2
@@ -215,8 +217,18 @@ async def log(
         if lines or entry.state in OVER or time.monotonic() >= end:
             break
         await asyncio.sleep(LOOK_EVERY)
-    told = [api.LogLine(seq=line.seq, attempt=line.attempt, at=api.time_of(line.at), text=line.text) for line in lines]
-    return api.Log(lines=told, over=entry.state in OVER and len(lines) < limit)
+    return api.Log(lines=[_line(line) for line in lines], over=entry.state in OVER and len(lines) < limit)
+
+
+@routes.get("/v1/jobs/{job}/report", response_class=HTMLResponse, tags=["jobs"])
+def report(job: Id, service: Served, _: Reader) -> HTMLResponse:
+    """A page about a job that needs no network: what it found, how far to trust it, what it took."""
+    from workers.report import render_report
+
+    entry = service.queue.get(job)
+    lines = service.queue.log(entry.id, limit=MOST_LINES)
+    page = render_report(details(entry), [_line(line) for line in lines])
+    return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
 
 @routes.post("/v1/jobs/{job}/cancel", tags=["jobs"])
@@ -255,6 +267,10 @@ def create_app(queue: Queue, rules: Rules = Rules()) -> FastAPI:
     app.add_middleware(_Guard, rules=rules)
     _answer_errors(app)
     return app
+
+
+def _line(line: Line) -> api.LogLine:
+    return api.LogLine(seq=line.seq, attempt=line.attempt, at=api.time_of(line.at), text=line.text)
 
 
 def brief(entry: Entry) -> api.Job:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.errors import Interrupted, JobCancelled, JobFileError
+from pipelines.errors import Interrupted, JobCancelled, JobFileError, RunFailed
 from workers.output import answer, asked, command, hint, print_one, say
 
 if TYPE_CHECKING:
@@ -268,6 +268,24 @@ def result(job: str, folder: str | None, url: str | None) -> None:
     print_one(found.summary, render_result({"url": folder or found.output} | found.summary))
 
 
+@command("tallgrass report k7wq -o report.html")
+@_id
+@click.option("--output", "-o", type=click.Path(dir_okay=False), help="The file to write; stdout when left out.")
+@_server
+def report(job: str, output: str | None, url: str | None) -> None:
+    """Make a page of HTML about a job: what it found, how far to trust it, what it took."""
+    with _client(url) as client:
+        page = client.report(job)
+    if output is None:
+        print_one({"html": page}, page)
+        return
+    try:
+        Path(output).write_text(page)
+    except OSError as error:
+        raise RunFailed(f"{output} cannot be written: {error.strerror}. Name another file.") from error
+    print_one({"file": output}, output)
+
+
 @command("tallgrass serve", "tallgrass serve --cluster configs/clusters/address.yaml --root /data")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8764, show_default=True, help="The port to listen at.")
@@ -368,4 +386,4 @@ def token_revoke(token_id: str, database: str | None) -> None:
 for _command in (token_create, token_list, token_revoke):
     token.add_command(_command)
 
-ALL: tuple[click.Command, ...] = (serve, submit, list_, status, logs, cancel, wait, retry, result, token)
+ALL: tuple[click.Command, ...] = (serve, submit, list_, status, logs, cancel, wait, retry, result, report, token)

@@ -148,7 +148,7 @@ class Supervised:
         told = {
             "database": options.database, "name": f"{socket.gethostname()}:{options.state}",
             "state": str(options.state), "at_once": options.at_once, "roots": options.roots,
-            "cluster": options.cluster.model_dump(mode="json"),
+            "cluster": options.cluster.model_dump(mode="json"), "server": options.url,
         }  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "workers.agent"], stdin=subprocess.PIPE, bufsize=0, start_new_session=True
