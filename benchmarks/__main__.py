@@ -1,4 +1,4 @@
-"""The command: python -m benchmarks [speed|variants|factors|memory|overheads|all|tables]."""
+"""The command: python -m benchmarks [speed|variants|factors|memory|overheads|service|all|tables]."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from types import ModuleType
 
 import click
 
-from benchmarks import factors, machine, memory, overheads, records, speed, tables, variants
+from benchmarks import factors, machine, memory, overheads, records, service, speed, tables, variants
 from benchmarks.settings import ROOT, Settings, say
 
 BENCHMARKS: dict[str, ModuleType] = {
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "factors": factors,
     "memory": memory,
     "overheads": overheads,
+    "service": service,
 }
 QUICK = 1 / 50
 BUSY = 0.5

@@ -133,11 +133,45 @@ def _error(one: Record) -> str:
     return "" if one["error_of_values"] is None else f"of a value {one['error_of_values']:.1e}"
 
 
+def _service(record: Record) -> str:
+    kinds = list(record["found"])
+    found = [record["found"][kind] for kind in kinds]
+
+    def row(what: str, text: Callable[[Record], str]) -> list[str]:
+        return [what, *map(text, found)]
+
+    rows = [
+        row("`tallgrass serve` to the first job accepted", lambda one: f"{one['seconds_to_first']:.2f} s"),
+        row("a small job, through the service", lambda one: f"{one['small']['service']:.2f} s"),
+        row("the same by hand, on a warm cluster", lambda one: f"{one['small']['by_hand']:.2f} s"),
+        row(f"submit, {record['clients']} clients at once: median", lambda one: _ms(one["load"]["median"])),
+        row("– p99", lambda one: _ms(one["load"]["p99"])),
+        row(f"{record['jobs']:,} jobs submitted and done", lambda one: f"{one['load']['done_seconds']:.0f} s"),
+        row(
+            "server's memory before and after, MB", lambda one: " → ".join(_mb(b) for b in one["load"]["server_bytes"])
+        ),
+        *(
+            row(f"list with {record['history']:,} jobs, {way}: p99", lambda one, way=way: _ms(one["lists"][way]["p99"]))
+            for way in found[0]["lists"]
+        ),
+    ]
+    return _table(["", *({"sqlite": "SQLite", "postgresql": "PostgreSQL"}[kind] for kind in kinds)], rows)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.0f}"
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     "speed": _speed,
     "variants": _variants,
     "factors": _factors,
     "memory": _memory,
     "overheads": _overheads,
+    "service": _service,
 }
 """How the record of each name becomes a table."""

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -133,12 +134,18 @@ def _summary(job: Job, inputs: Inputs, plan: Plan, outcome: Outcome, timings: Ma
         "certificate": outcome.certificate.to_dict(),
         "job": job.model_dump(mode="json"),
         "plan": plan.to_dict(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": dict(versions()),
         "input": _described(inputs, outcome.identity),
         "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
         "preview": dict(outcome.preview),
         "shortfalls": list(outcome.shortfalls),
     }
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Python and the packages that decide what comes out; looking for them takes longer than a small pass."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def _version(name: str) -> str | None:

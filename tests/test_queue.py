@@ -317,6 +317,7 @@ def test_a_token_opens_until_it_is_revoked_and_is_not_kept(queue):
 def test_what_is_no_database_gets_a_letter(tmp_path):
     for url, letter in (
         ("nothing", "found the database 'nothing'; needed sqlite:///PATH or postgresql://"),
+        ("sqlite://", "found a database in memory, which would forget; needed sqlite:///PATH"),
         ("mysql://root@here/x", "found a database of kind mysql; needed sqlite:///PATH or postgresql://"),
     ):
         with pytest.raises(JobFileError, match=letter):

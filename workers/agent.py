@@ -48,7 +48,7 @@ LAST_WORDS = 20
 SHOW_SECONDS = 0.5
 """Time between two changes of the dashboard's page."""
 ON_THE_PAGE = ("id", "name", "kind", "state", "attempt", "submitted_at", "started_at", "finished_at", "progress")
-PRELOADED = ["distributed", "pipelines.execute", "pipelines.kinds", "workers.clusters.address", "workers.driver"]
+PRELOADED = ["distributed", "pipelines.execute", "workers.clusters.address", "workers.driver", "workers.forked"]
 """What job processes have imported before they are needed: no module that starts a thread."""
 
 

@@ -647,14 +647,16 @@ def _engine(url: str) -> sql.Engine:
         raise JobFileError(
             f"found the database {url!r}; needed sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from None
-    if address.get_backend_name() == "sqlite":
+    if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
         return _sqlite(address)
     if address.get_backend_name() == "postgresql":
         return sql.create_engine(address.set(drivername="postgresql+psycopg"), pool_size=10, pool_pre_ping=True)
-    raise JobFileError(
-        f"found a database of kind {address.get_backend_name()}; needed sqlite:///PATH or "
-        "postgresql://USER:PASSWORD@HOST/DATABASE"
+    what = (
+        "in memory, which would forget"
+        if address.get_backend_name() == "sqlite"
+        else f"of kind {address.get_backend_name()}"
     )
+    raise JobFileError(f"found a database {what}; needed sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE")
 
 
 def _sqlite(address: sql.URL) -> sql.Engine:

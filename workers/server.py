@@ -255,12 +255,18 @@ def plan(body: api.PlanRequest, service: Served, _: Submitter) -> dict[str, Any]
     return service.rules.plan(service.job_in(body))
 
 
+_PROBLEM: dict[str, Any] = {
+    "description": "The letter that the command line shows",
+    "content": {"application/problem+json": {"schema": api.Problem.model_json_schema()}},
+}
+
+
 def create_app(queue: Queue, rules: Rules = Rules()) -> FastAPI:
     """The application; `queue` stays open as long as it."""
     app = FastAPI(
         title="Tallgrass", version=version(), docs_url=None, redoc_url=None,
         description="Submit, watch and stop jobs of linear algebra on matrices larger than memory.",
-        responses={"4XX": {"model": api.Problem}, "5XX": {"model": api.Problem}},
+        responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
     )  # fmt: skip
     app.state.service = Service(queue, rules)
     app.include_router(routes)
