@@ -23,6 +23,7 @@ from pipelines.failures import cluster_state, explain, workers_now
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.passes.base import Pass
 from pipelines.progress import Listener, PassFinished, PassProgress, PassStarted
+from pipelines.turns import Turns, served_now
 from pipelines.units import format_seconds
 
 REPORT_EVERY = 0.25
@@ -185,7 +186,7 @@ class Meter:
     def __init__(self, step: Pass[Any], work: Work, number: int, listener: Listener) -> None:
         self.name, self.work, self.listener = step.name, work, listener
         self.began = self.moved = time.monotonic()
-        self.workers, self.memory_bytes = 0, 0
+        self.workers, self.memory_bytes, self.fan_in = 0, 0, step.fan_in
         self._done: dict[int, int] = {}
         self._lock = threading.Lock()
         listener(PassStarted(step.name, number, work.rows, work.rows * work.row_bytes, len(work.spans)))
@@ -263,6 +264,8 @@ class Engine:
         self.client, self.listener, self.threads = client, listener, threads
         self.label = label
         """What the dashboard shows before the name of each pass: the name of a job, where many share a cluster."""
+        self.tag = 0.0
+        """Where the last pass ended, in rounds of the cluster (pipelines.turns)."""
         self.no_progress_timeout = no_progress_timeout
         self.run = uuid.uuid4().hex[:12]
         self.passes = 0
@@ -304,7 +307,7 @@ class Engine:
 
     def _on_cluster(self, graph: Graph, root: Any, run: str, meter: Meter) -> tuple[Any, Tally]:
         self.client.subscribe_topic(run, lambda event: meter.tell(event[1]["span"], event[1]["rows"]))
-        future = self.client.get(graph, root, sync=False)
+        future = self.client.get(graph, root, sync=False, **self._turns(meter))
         try:
             self._wait(future, meter)
             result: tuple[Any, Tally] = future.result()
@@ -318,6 +321,19 @@ class Engine:
         finally:
             with suppress(Exception):  # as above
                 self.client.unsubscribe_topic(run)
+
+    def _turns(self, meter: Meter) -> dict[str, Any]:
+        """Where jobs share a cluster, what gives each of them the same part of it."""
+        if self.label is None:
+            return {}
+        try:
+            now = self.client.run_on_scheduler(served_now)
+        except Exception:  # noqa: BLE001  # a scheduler without Tallgrass: first come, first served
+            return {}
+        slots = max(1, sum(self.client.nthreads().values()))
+        turns = Turns(max(now, self.tag), slots, meter.fan_in)
+        self.tag = turns.end(len(meter.work.spans))
+        return {"priority": turns}
 
     def _wait(self, future: Any, meter: Meter) -> None:
         finished = threading.Event()

@@ -47,6 +47,8 @@ LAST_WORDS = 20
 """Lines of a dead process's output that go into its job's log."""
 SHOW_SECONDS = 0.5
 """Time between two changes of the dashboard's page."""
+IDLE_SECONDS = 5.0
+"""The same when nothing happens here; another agent's jobs may change."""
 ON_THE_PAGE = ("id", "name", "kind", "state", "attempt", "submitted_at", "started_at", "finished_at", "progress")
 PRELOADED = ["distributed", "pipelines.execute", "workers.clusters.address", "workers.driver", "workers.forked"]
 """What job processes have imported before they are needed: no module that starts a thread."""
@@ -108,7 +110,7 @@ class Agent:
         self.renewed = self.shown = 0.0
         self.board: dict[str, Any] = {}
         self.statements: dict[str, str] = {}
-        self.stopping = False
+        self.stopping, self.changed = False, True
 
     def run(self) -> None:
         """Work until the server is gone or somebody says SIGTERM; then give all jobs back."""
@@ -129,6 +131,7 @@ class Agent:
     def _step(self) -> None:
         for ready in connection.wait(self._watched(), timeout=self._patience()):
             self._hear(ready)
+            self.changed = True
         self._watch_cluster()
         self._renew()
         self._claim()
@@ -283,10 +286,11 @@ class Agent:
 
     def _show(self) -> None:
         """Let the dashboard show what has changed, twice a second at most."""
-        if not self.cluster.jobs_page or self.cluster.address is None or time.monotonic() < self.shown + SHOW_SECONDS:
+        if not self.cluster.jobs_page or self.cluster.address is None or self.cluster.board.behind:
             return
-        if self.cluster.board.behind:
+        if time.monotonic() < self.shown + (SHOW_SECONDS if self.changed else IDLE_SECONDS):
             return
+        self.changed = False
         entries = self.queue.select(Selection(limit=SHOWN))
         rows = [
             {
