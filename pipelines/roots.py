@@ -32,18 +32,27 @@ def check_inside(url: str, roots: Sequence[str]) -> None:
 
 
 def _is_under(url: str, root: str) -> bool:
-    if "://" in root.removeprefix("file://"):
-        return _remote_is_under(url, root)
-    if "://" in url.removeprefix("file://"):
-        return False
-    path, folder = (Path(os.path.realpath(text.removeprefix("file://"))) for text in (url, root))
+    place, allowed = _local(url), _local(root)
+    if place is None or allowed is None:
+        return place is allowed is None and _remote_is_under(url, root)
+    path, folder = Path(os.path.realpath(place)), Path(os.path.realpath(allowed))
     return path == folder or folder in path.parents
+
+
+def _local(url: str) -> str | None:
+    """The path that a path or file:// URL names, read in the one way in which nobody can read it differently."""
+    if not url.lower().startswith("file:"):
+        return None if "://" in url else url
+    plain = url.startswith("file:///") and not set("?#%") & set(url)
+    return url.removeprefix("file://") if plain else None
 
 
 def _remote_is_under(url: str, root: str) -> bool:
     found, allowed = urlsplit(url), urlsplit(root)
     parts = found.path.split("/")
-    if (found.scheme, found.netloc) != (allowed.scheme, allowed.netloc) or ".." in parts or "%" in found.path:
+    if found.scheme in ("", "file") or (found.scheme, found.netloc) != (allowed.scheme, allowed.netloc):
+        return False
+    if ".." in parts or set("\\%?#") & set(url):
         return False
     prefix = [part for part in allowed.path.split("/") if part]
     return [part for part in parts if part][: len(prefix)] == prefix

@@ -36,11 +36,10 @@ def free_port():
 class Served:
     """A server in a folder: started, killed, and started again."""
 
-    def __init__(self, folder: Path, *words: str, workers: int = 2, dashboard: str = "false"):
+    def __init__(self, folder: Path, *words: str, workers: int = 2, dashboard: str = "false", cluster: str = ""):
         self.folder, self.port = folder, free_port()
-        (folder / "cluster.yaml").write_text(
-            f"kind: local\nprocesses: {workers}\nmemory: 512 MiB\ndashboard: {dashboard}\n"
-        )
+        local = f"kind: local\nprocesses: {workers}\nmemory: 512 MiB\ndashboard: {dashboard}\n"
+        (folder / "cluster.yaml").write_text(cluster or local)
         self.words = [
             "serve", "--port", str(self.port), "--state", str(folder / "state"), "--root", str(folder),
             "--cluster", str(folder / "cluster.yaml"), *words,

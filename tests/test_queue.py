@@ -316,7 +316,8 @@ def test_a_token_opens_until_it_is_revoked_and_is_not_kept(queue):
 
 def test_what_is_no_database_gets_a_letter(tmp_path):
     for url, letter in (
-        ("nothing", "found the database 'nothing'; needed sqlite:///PATH or postgresql://"),
+        ("nothing", "The address of the database cannot be read; needed sqlite:///PATH or postgresql://"),
+        ("postgresql://me:secret@here:x/y", "The address of the database cannot be read; needed"),
         ("sqlite://", "found a database in memory, which would forget; needed sqlite:///PATH"),
         ("mysql://root@here/x", "found a database of kind mysql; needed sqlite:///PATH or postgresql://"),
     ):
@@ -337,6 +338,53 @@ def test_a_queue_of_another_form_is_refused(tmp_path):
     queue.close()
     with pytest.raises(RunFailed, match="has tables of form 99, and this version of Tallgrass needs form 1"):
         Queue(url)
+
+
+def test_text_that_is_no_unicode_is_kept_as_far_as_it_is(queue):
+    submitted(queue)
+    entry = queue.claim("here")
+    odd = "x\udcff\0y"
+    queue.add_lines(entry, [odd])
+    queue.update(entry, State.FAILED, exit_code=1, error={"kind": "BadData", "message": odd, "exit_code": 4})
+    assert [line.text for line in queue.log(entry.id)] == ["x?y"]
+    assert queue.get(entry.id).error["message"].replace("\0", "") == "x?y"
+    assert queue.select()[0].error["message"].encode()
+
+
+def test_a_cancel_is_not_lost_between_two_states(queue):
+    entry = submitted(queue)
+    claimed = queue.claim("here")
+    get = queue.get
+
+    def lose_after(job):  # the job goes back into the queue just after it was looked at
+        found = get(job)
+        queue.get = get
+        queue.lose(claimed, "Lost.")
+        return found
+
+    queue.get = lose_after
+    assert queue.cancel(entry.id).state is State.CANCELLED
+
+
+def test_one_place_is_written_by_one_job_however_many_agents_look(queue):
+    for _ in range(10):
+        ids = [submitted(queue, output="x").id, queue.submit(Submission(JOB | {"output": "/data//x/"}, "one"))[0].id]
+        queues = [Queue(queue.url) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            claimed = [entry for entry in pool.map(lambda one: one.claim("here"), queues) if entry]
+        for other in queues:
+            other.close()
+        assert len(claimed) == 1
+        queue.update(claimed[0], State.FAILED, exit_code=1)
+        last = queue.claim("here")
+        assert {claimed[0].id, last.id} == set(ids)
+        queue.update(last, State.FAILED, exit_code=1)
+
+
+def test_many_processes_may_open_a_new_database_at_once(queue):
+    with ThreadPoolExecutor(6) as pool:
+        for made in pool.map(lambda _: Queue(queue.url), range(12)):
+            made.close()
 
 
 # Any sequence of events

@@ -313,6 +313,65 @@ def test_an_operator_cannot_lead_outside_of_the_roots(served, client, tmp_path):
     assert "is outside of what this server may read and write" in found.error.message
 
 
+def test_a_file_name_that_is_no_unicode_harms_nobody(served, client):
+    import zarr
+
+    zarr.create_group(served.folder / "odd")
+    os.mkdir(os.fsencode(served.folder / "odd") + b"/x\xff")
+    found = client.wait(client.submit({"kind": "svd", "matrix": f"{served.folder}/odd",
+                                       "output": f"{served.folder}/odd.zarr"}).id)  # fmt: skip
+    assert (found.state, found.exit_code) == (State.FAILED, 4)
+    assert served.tallgrass("list").returncode == 0
+    assert client.wait(client.submit(job_of(served, "after-odd")).id).state is State.SUCCEEDED
+
+
+def test_odd_text_in_a_request_is_a_letter(served):
+    def submit(body):
+        answer = httpx.post(f"{served.url}/v1/jobs", content=body, headers={"content-type": "application/json"})
+        return answer.status_code, answer.json()["detail"]
+
+    assert submit(b'{"job": {"kind": "\\ud800"}}')[0] == 422
+    assert submit(b'{"job": {"kind": "svd", "output": "/a\\u0000b"}}')[0] == 422
+    assert submit(b'{"job": {"kind": ' + b"[" * 500 + b"]" * 500 + b"}}") == (
+        422, "found more than 20 levels of nesting; a job has three or four"
+    )  # fmt: skip
+    long = json.dumps({"job": {"kind": "svd", "matrix": "/" + "x" * 2000, "output": "/x"}}).encode()
+    assert submit(long) == (422, "matrix: found a place of 2,001 characters; needed at most 1,000")
+
+
+def test_odd_words_on_the_command_line_are_letters(served):
+    for words, env, letter in (
+        (["submit", "job.yaml", "--idempotency-key", "ключ"], {}, "An idempotency key is made of printable ASCII"),
+        (["submit", "job.yaml", "--name", "x\udcff"], {}, "holds bytes that are no Unicode"),
+        (["list"], {"TALLGRASS_TOKEN": "tg_a\nb"}, "TALLGRASS_TOKEN holds characters that no token has"),
+        (["submit", "job.yaml", "--set", "ridge=0.1,0.1"], {}, "Two of these jobs would write to x-ridge=0.1.zarr"),
+        (["serve", "--root", "/nowhere"], {}, "--root: there is no folder /nowhere"),
+        (["serve", "--database", "sqlite://"], {}, "found a database in memory, which would forget"),
+        (["serve", "--cert", "job.yaml", "--key", "job.yaml"], {}, "job.yaml are no certificate with its key"),
+    ):
+        done = served.tallgrass(*words, env=env)
+        assert done.returncode == 2, done.stderr
+        assert letter in done.stderr
+        assert "tg_a" not in done.stderr
+
+
+def test_what_was_submitted_is_told_when_the_rest_is_refused(served, tmp_path):
+    with Served(tmp_path, "--most-open", "2") as small:
+        (tmp_path / "job.yaml").write_text("kind: svd\nmatrix: A\noutput: s.zarr\n")
+        stored(tmp_path / "A", np.ones((10, 2)))
+        small.agent.suspend()
+        done = small.tallgrass("submit", "job.yaml", "--set", "rtol=1e-1,1e-2,1e-3,1e-4")
+        assert (done.returncode, len(done.stdout.split())) == (3, 2)
+        assert "2 of your jobs are waiting or running, and this server takes at most 2" in done.stderr
+
+
+def test_watching_ends_when_nobody_reads(served):
+    command = f"{sys.executable} -m workers.cli list --watch | head -1"
+    environment = os.environ | {"TALLGRASS_SERVER": served.url}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, timeout=SECONDS)
+    assert done.stderr == b""
+
+
 def test_the_log_is_followed_line_by_line(served, client):
     job = client.submit(job_of(served, "logged"))
     lines = list(client.follow(job.id))

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -79,7 +81,8 @@ class Attempt:
     process: Any
     pipe: connection.Connection
     output: Path
-    state: State = State.STARTING
+    heard: deque[tuple[Any, ...]] = field(default_factory=deque)
+    """What it said that is not stored yet."""
     told_to_end: float | None = None
     committing: bool = False
     ended: bool = False
@@ -118,6 +121,8 @@ class Agent:
         self.state.mkdir(parents=True, exist_ok=True)
         forkserver.ensure_running()  # it imports what jobs need while the cluster starts
         with alone(self.state, self.queue, self.settings.name), self.cluster:
+            for left in self.state.glob("*-*.out"):
+                left.unlink(missing_ok=True)
             kill_processes_of(self.queue, self.settings.name)  # one may be frozen, and not hold the lock yet
             self.queue.recover(self.settings.name)
             while not self.stopping:
@@ -143,7 +148,8 @@ class Agent:
         return [*pipes, *sentinels, *self.cluster.watched(), *([] if self.wake is None else [self.wake])]
 
     def _patience(self) -> float:
-        return min(TICK_SECONDS, max(0.05, self.cluster.next_start - time.monotonic()))
+        until = self.cluster.next_start - time.monotonic()
+        return max(0.05, min(TICK_SECONDS, until)) if until > 0 else TICK_SECONDS
 
     def _hear(self, ready: Any) -> None:
         if ready == self.wake:
@@ -151,7 +157,7 @@ class Agent:
             return
         for attempt in list(self.attempts.values()):
             if ready in (attempt.pipe, attempt.process.sentinel):
-                self._listen(attempt)
+                self._listen_alone(attempt)
 
     def _woken(self) -> None:
         assert self.wake is not None
@@ -162,7 +168,7 @@ class Agent:
     # Attempts
 
     def _claim(self) -> None:
-        while self.cluster.address is not None and len(self.attempts) < self.settings.at_once and not self.stopping:
+        while self.cluster.ready and len(self.attempts) < self.settings.at_once and not self.stopping:
             entry = self.queue.claim(self.settings.name)
             if entry is None:
                 return
@@ -184,19 +190,33 @@ class Agent:
             self.queue.update(entry, process=identity(process.pid or 0))
             self.queue.add_lines(entry, [f"attempt {entry.attempt} starts"])
 
-    def _listen(self, attempt: Attempt) -> None:
-        """All that the process has said, and then whether it is gone."""
+    def _listen_alone(self, attempt: Attempt) -> None:
+        """What goes wrong with one attempt is the end of that attempt alone."""
         try:
+            self._listen(attempt)
+        except RunFailed:  # the queue cannot be used now: the same again, later
+            raise
+        except Exception:  # noqa: BLE001  # the other jobs go on
+            traceback.print_exc()
+            attempt.heard.clear()
+            attempt.process.kill()
+            if not attempt.process.is_alive():
+                self.attempts.pop(attempt.entry.id, None)  # `_renew` finds that the job is nobody's
+
+    def _listen(self, attempt: Attempt) -> None:
+        """All that the process has said, and then whether it is gone; what cannot be stored now is kept for later."""
+        gone = not attempt.process.is_alive()
+        with suppress(EOFError, OSError):
             while attempt.pipe.poll():
-                self._take(attempt, attempt.pipe.recv())
-        except (EOFError, OSError):
-            pass
+                attempt.heard.append(attempt.pipe.recv())
+        try:
+            while attempt.heard:
+                self._take(attempt, attempt.heard[0])
+                attempt.heard.popleft()
         except Fenced:
+            attempt.heard.clear()
             self._end_attempt(attempt)
-        if not attempt.process.is_alive():
-            with suppress(EOFError, OSError, Fenced):
-                while attempt.pipe.poll():
-                    self._take(attempt, attempt.pipe.recv())
+        if gone:
             self._bury(attempt)
 
     def _take(self, attempt: Attempt, message: tuple[Any, ...]) -> None:
@@ -206,7 +226,7 @@ class Agent:
                 link = f"{dashboard.removesuffix('/status')}/jobs?job={entry.id}" if dashboard else None
                 with suppress(Fenced):  # a stop may have come first
                     queue.update(entry, State.RUNNING, dashboard=link if self.cluster.jobs_page else dashboard)
-                    attempt.state = State.RUNNING
+                self.cluster.well()
             case ("progress", document):
                 queue.update(entry, progress=document, more=attempt.read_since(document))
             case ("log", lines):
@@ -216,11 +236,11 @@ class Agent:
                 with suppress(OSError):
                     attempt.pipe.send(("commit", attempt.committing))
             case ("done", summary, shortfalls):
-                attempt.ended = True
                 self._done(entry, summary, shortfalls)
-            case ("error", error, lost):
                 attempt.ended = True
+            case ("error", error, lost):
                 self._failed(entry, error, lost=lost)
+                attempt.ended = True
 
     def _done(self, entry: Entry, summary: dict[str, Any], shortfalls: list[str]) -> None:
         if not shortfalls:
@@ -247,15 +267,16 @@ class Agent:
 
     def _bury(self, attempt: Attempt) -> None:
         """The process is gone: if it never said how it ended, something killed it."""
-        del self.attempts[attempt.entry.id]
         attempt.process.join()
-        attempt.pipe.close()
-        words = attempt.output.read_text(errors="replace").splitlines() if attempt.output.exists() else []
-        attempt.output.unlink(missing_ok=True)
         with suppress(Fenced):
+            words = attempt.output.read_text(errors="replace").splitlines() if attempt.output.exists() else []
             self.queue.add_lines(attempt.entry, words[-LAST_WORDS:])
+            attempt.output.unlink(missing_ok=True)
             if not attempt.ended:
-                self.queue.lose(attempt.entry, how_it_died(attempt.process.exitcode), crashed=True)
+                ours = attempt.told_to_end is not None and attempt.process.exitcode == -signal.SIGTERM
+                self.queue.lose(attempt.entry, how_it_died(attempt.process.exitcode), crashed=not ours)
+        del self.attempts[attempt.entry.id]
+        attempt.pipe.close()
         if attempt.entry.output is not None:
             from pipelines.storage import sweep
 
@@ -277,10 +298,13 @@ class Agent:
         self.renewed = time.monotonic()
         self.queue.announce(self.settings.name, self.cluster.described())
         held = self.queue.renew(self.settings.name)
+        for job in held.keys() - self.attempts.keys():  # the answer to our claim got lost
+            with suppress(Fenced):
+                self.queue.lose(self.queue.get(job), "The job was taken, and could not be begun.")
         for attempt in self.attempts.values():
             if attempt.ended:
                 continue
-            if held.get(attempt.entry.id) not in (State.STARTING, State.RUNNING):
+            if attempt.told_to_end is not None or held.get(attempt.entry.id) not in (State.STARTING, State.RUNNING):
                 self._end_attempt(attempt)
         self.queue.recover()
 
@@ -325,12 +349,14 @@ class Agent:
             attempt.process.join(LAST_SECONDS)
             attempt.process.kill()
             attempt.process.join()
-            with suppress(Fenced, EOFError, OSError, TallgrassError):
+            with suppress(EOFError, OSError):
                 while attempt.pipe.poll():
-                    message = attempt.pipe.recv()
+                    attempt.heard.append(attempt.pipe.recv())
+            with suppress(Fenced, TallgrassError):
+                for message in attempt.heard:
                     if message[0] != "error":
                         self._take(attempt, message)
-            with suppress(Fenced):
+            with suppress(Fenced, TallgrassError):
                 self.queue.release(attempt.entry)
 
     def _watch_cluster(self) -> None:
@@ -369,6 +395,15 @@ class Host:
             except subprocess.TimeoutExpired:
                 self._process.kill()
 
+    @property
+    def ready(self) -> bool:
+        """Whether jobs may be given to it."""
+        return self.address is not None and time.monotonic() >= self.next_start
+
+    def well(self) -> None:
+        """A job has reached it: whatever was wrong is over."""
+        self._pause = BACK_OFF[0]
+
     def watched(self) -> list[int]:
         """What is ready to be read when the cluster has started, or has ended."""
         return [] if self._process is None or self._process.stdout is None else [self._process.stdout.fileno()]
@@ -397,8 +432,7 @@ class Host:
             self._process.kill()
 
     def back_off(self) -> None:
-        """Take no jobs for a while: the next one would fail as the last one did."""
-        self.address = None
+        """Take no jobs for a while, and start no cluster: it would fail as the last time."""
         self.next_start = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, BACK_OFF[1])
 
@@ -426,15 +460,24 @@ class Host:
         self.dashboard, self.jobs_page, self.error = said["dashboard"], said["jobs_page"], None
         self._pause = BACK_OFF[0]
 
+    def _last_words(self) -> str:
+        """Why it ended, if it said so."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        with suppress(OSError, ValueError, TypeError):
+            return str(json.loads(self._process.stdout.readline())["error"])
+        return ""
+
     def _is_gone(self) -> None:
         assert self._process is not None
         code = self._process.returncode
         if self.address is not None or self.error is None:
-            self.error = f"The cluster ended ({how_it_died(code)})"
+            self.error = self._last_words() or how_it_died(code, "The cluster's process")
         self.board.close()
         assert self._process.stdout is not None
         self._process.stdout.close()
-        self._process = self.dashboard = None
+        self._process = self.dashboard = self.address = None
         self.back_off()
 
 
@@ -470,13 +513,13 @@ class Board(threading.Thread):
             self._pipe.close()
 
 
-def how_it_died(code: int | None) -> str:
+def how_it_died(code: int | None, what: str = "The job's process") -> str:
     """What an exit status says about a process."""
     if code is not None and code < 0:
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         memory = " The kernel does that when memory runs out." if -code == signal.SIGKILL else ""
-        return f"The job's process was killed by {name}.{memory}"
-    return f"The job's process ended with status {code} and without a word."
+        return f"{what} was killed by {name}.{memory}"
+    return f"{what} ended with status {code} and without a word."
 
 
 def identity(pid: int) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from workers.lifecycle import OVER, State
 
 MOST_LISTED = 500
 """Jobs of one page."""
-MOST_JOBS = 1000
-"""Jobs of one submission."""
 
 
 class Unauthorized(ClusterUnreachable):

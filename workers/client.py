@@ -7,6 +7,7 @@ job = client.submit(LeastSquares(matrix="/data/A", rhs="/data/b", output="/data/
 print(client.wait(job.id).summary["certificate"]["statement"])
 """
 
+import json
 import os
 import time
 import uuid
@@ -51,7 +52,9 @@ class Client:
 
     def __init__(self, url: str | None = None, token: str | None = None, timeout: float = 30.0) -> None:
         self.url = (url or os.environ.get("TALLGRASS_SERVER") or DEFAULT_URL).rstrip("/")
-        token = token or os.environ.get("TALLGRASS_TOKEN")
+        token = (token or os.environ.get("TALLGRASS_TOKEN") or "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise JobFileError("TALLGRASS_TOKEN holds characters that no token has. Set it to one line: tg_...")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
@@ -86,6 +89,9 @@ class Client:
                 own makes sure that a connection that breaks does not submit it twice.
         """
         body = {"job": _described(job), "name": name, "priority": priority}
+        _sendable(body)
+        if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+            raise JobFileError("An idempotency key is made of printable ASCII characters.")
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         return self._patient(lambda: self._ask("POST", "/v1/jobs", api.JobDetails, json=body, headers=headers), 3.0)
 
@@ -244,6 +250,15 @@ def _described(job: Any) -> dict[str, Any]:
     """A job as JSON, with absolute paths."""
     document = job.model_dump(mode="json") if isinstance(job, BaseModel) else dict(_mapping(job))
     return absolute(document)
+
+
+def _sendable(body: Any) -> None:
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise JobFileError(
+            f"A name or a path holds bytes that are no Unicode ({error.object[error.start : error.end]!r}). Rename it."
+        ) from None
 
 
 def _mapping(job: Any) -> Mapping[str, Any]:

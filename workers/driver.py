@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import ClusterUnreachable, JobCancelled, TallgrassError
+from pipelines.errors import ClusterUnreachable, JobCancelled, PlanRefused, TallgrassError
 from pipelines.progress import Event, Note, PassFinished, PassProgress, PassStarted
 
 if TYPE_CHECKING:
@@ -129,7 +129,12 @@ def _run(task: Task, agent: Agent) -> tuple[dict[str, Any], tuple[str, ...]]:
         agent.tell("running", dashboard_link(client))
         submission = Submission(task.id, task.name, task.attempt, agent.before_commit)
         watching = Watching(agent)
-        result = run(job, client, watching, submission=submission)
+        try:
+            result = run(job, client, watching, submission=submission)
+        except PlanRefused:  # the place is taken: perhaps by an earlier attempt of ours that was late
+            if found := _done_before(task):
+                return found
+            raise
         watching.found(result.arrays)
     return result.summary, result.shortfalls
 

@@ -58,11 +58,17 @@ def answer(text: str) -> None:
     except OSError as error:
         # What is left in the buffer would fail once more when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.get_current_context().meta["tallgrass.deaf"] = True
         if error.errno != errno.EPIPE:
             raise RunFailed(
                 f"The answer could not be printed: {error.strerror}. Send stdout to another place and run it again; a "
                 "result that was stored is there."
             ) from error
+
+
+def deaf() -> bool:
+    """Whether the reader of stdout has gone away: what would go on printing may end."""
+    return asked("deaf")
 
 
 def say(text: str) -> None:

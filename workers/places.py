@@ -10,6 +10,9 @@ from pipelines.roots import check_inside
 FIELDS = ("matrix", "rhs", "weights", "operator", "pca", "output")
 """Fields of jobs that name a place; the first four may be {url: ..., ...} instead."""
 
+LONGEST = 1000
+"""Characters of a path or URL: databases do not find longer ones."""
+
 
 def places_of(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The name of each field that is given, and its path or URL."""
@@ -33,6 +36,8 @@ def absolute(job: Mapping[str, Any]) -> dict[str, Any]:
 def check_places(job: Mapping[str, Any], roots: Sequence[str] | None) -> None:
     """Raises JobFileError for what a server cannot find, PlanRefused for what it may not touch."""
     for name, url in places_of(job):
+        if len(url) > LONGEST:
+            raise JobFileError(f"{name}: found a place of {len(url):,} characters; needed at most {LONGEST:,}")
         if "://" not in url and not os.path.isabs(url):
             raise JobFileError(
                 f'{name}: found the relative path "{url}"; needed an absolute one, or a URL: the server does not know '

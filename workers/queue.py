@@ -13,6 +13,7 @@ consistency" (1989).
 
 import hashlib
 import json
+import os
 import secrets
 import threading
 import time
@@ -38,8 +39,6 @@ MOST_CRASHES = 3
 """Times that a job's own process may die before the job counts as the cause."""
 BUSY_SECONDS = 30.0
 """Time to wait for another process's write to SQLite."""
-MOST_LOG_LINES = 10_000
-"""Lines kept of one attempt: a log is for people."""
 
 metadata = sql.MetaData()
 
@@ -243,7 +242,7 @@ class Queue:
         """
         row = {
             "id": new_id(), "name": wanted.name, "kind": str(wanted.job["kind"]), "state": State.QUEUED,
-            "priority": wanted.priority, "job": json.dumps(dict(wanted.job)), "output": wanted.job.get("output"),
+            "priority": wanted.priority, "job": as_json(dict(wanted.job)), "output": place_of(wanted.job.get("output")),
             "submitter": wanted.submitter, "idempotency_key": wanted.idempotency_key, "request": wanted.request,
             "retry_of": wanted.retry_of, "submitted_at": self.clock(),
             "queued_at": self.clock(),
@@ -295,12 +294,12 @@ class Queue:
             NoSuchJob: there is none, or there are several.
         """
         with self._reading() as connection:
-            row = connection.execute(sql.select(*_ENTRY).where(jobs.c.id == job)).mappings().one_or_none()
-            if row is not None:
-                return _entry(row)
             rows = []
-            if len(job) >= 4 and job.isalnum():
-                query = sql.select(*_ENTRY).where((jobs.c.id >= job) & (jobs.c.id < job + "~")).limit(2)
+            if len(job) >= 4 and job.isascii() and job.isalnum():
+                row = connection.execute(sql.select(*_ENTRY).where(jobs.c.id == job)).mappings().one_or_none()
+                if row is not None:
+                    return _entry(row)
+                query = sql.select(*_ENTRY).where(jobs.c.id.startswith(job)).limit(2)
                 rows = list(connection.execute(query).mappings())
         if len(rows) != 1:
             what = f"Several jobs begin with {job}. Give more of the id." if rows else f'There is no job "{job[:40]}".'
@@ -371,17 +370,18 @@ class Queue:
             NoSuchJob: there is none of that id.
         """
         entry = self.get(job)
-        for before, after in ON_CANCEL.items():
-            values: dict[str, Any] = {"state": after}
-            if after is State.CANCELLED:
-                values |= {"finished_at": self.clock(), "exit_code": 7}
-            with self._transaction() as connection:
-                here = (jobs.c.id == entry.id) & (jobs.c.state == before)
-                if connection.execute(sql.update(jobs).where(here).values(values)).rowcount:
-                    break
+        ends = jobs.c.state.in_([before for before, after in ON_CANCEL.items() if after is State.CANCELLED])
+        values = {
+            "state": sql.case(*((jobs.c.state == before, after) for before, after in ON_CANCEL.items())),
+            "finished_at": sql.case((ends, self.clock())),
+            "exit_code": sql.case((ends, 7)),
+        }
+        with self._transaction() as connection:  # in one step, since its state may change in both directions
+            here = (jobs.c.id == entry.id) & jobs.c.state.in_(list(ON_CANCEL))
+            connection.execute(sql.update(jobs).where(here).values(values))
         return self.get(entry.id)
 
-    def retry(self, job: str, submitter: str = "local") -> Entry:
+    def retry(self, job: str, submitter: str = "local", most_open: int | None = None) -> Entry:
         """The same job queued again when it was interrupted; a new one like it when it is over.
 
         Raises:
@@ -399,7 +399,7 @@ class Queue:
         if entry.state not in OVER:
             raise JobFileError(f"Job {entry.id} is {entry.state}: it cannot be tried again before it is over.")
         wanted = Submission(entry.job, entry.name, entry.priority, submitter, retry_of=entry.id)
-        return self.submit(wanted)[0]
+        return self.submit(wanted, most_open)[0]
 
     # Working: every write names the attempt that it belongs to
 
@@ -424,6 +424,7 @@ class Queue:
             "waited": jobs.c.waited + (now - jobs.c.queued_at), "progress": None, "process": None, "dashboard": None,
         }  # fmt: skip
         with self._transaction() as connection:
+            _one_at_a_time(connection)  # or two could take jobs that write to one place
             statement = sql.update(jobs).where(jobs.c.seq == turn.scalar_subquery()).values(values)
             row = connection.execute(statement.returning(*_ENTRY)).mappings().one_or_none()
         return None if row is None else _entry(row)
@@ -436,7 +437,7 @@ class Queue:
         Raises:
             Fenced: the job is not this attempt's any more.
         """
-        values = {name: json.dumps(value) if name in DOCUMENTS else value for name, value in values.items()}
+        values = {name: as_json(value) if name in DOCUMENTS else value for name, value in values.items()}
         values |= {name: jobs.c[name] + count for name, count in (more or {}).items()}
         if state is not None:
             values["state"] = state
@@ -532,7 +533,7 @@ class Queue:
     def _add(self, connection: sql.Connection, entry: Entry, texts: Sequence[str]) -> None:
         if texts:
             row = {"job": entry.id, "attempt": entry.attempt, "at": self.clock()}
-            connection.execute(sql.insert(log_lines), [row | {"text": text} for text in texts])
+            connection.execute(sql.insert(log_lines), [row | {"text": readable(text)} for text in texts])
 
     # Agents
 
@@ -601,6 +602,7 @@ class Queue:
 
     def _prepare(self) -> None:
         with self._write, self._engine.begin() as connection:
+            _one_at_a_time(connection)
             metadata.create_all(connection)
             _make_trigger(connection)
             found = connection.execute(sql.select(facts.c.value).where(facts.c.name == "schema")).scalar_one_or_none()
@@ -611,6 +613,23 @@ class Queue:
                     f"The queue at {shown_url(self.url)} has tables of form {found}, and this version of Tallgrass "
                     f"needs form {SCHEMA}. Use the version that made it, or another database."
                 )
+
+
+def readable(text: str) -> str:
+    """The text without what no database keeps and no JSON can say: NUL, and names of files that are not Unicode."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "")
+
+
+def as_json(value: Any) -> str:
+    """A document as it is kept."""
+    return readable(json.dumps(value, ensure_ascii=False))
+
+
+def place_of(output: str | None) -> str | None:
+    """Where a job writes, spelled in one way."""
+    if output is None or "://" in output.removeprefix("file://"):
+        return output
+    return os.path.realpath(output.removeprefix("file://"))
 
 
 def new_id() -> str:
@@ -625,12 +644,13 @@ def hashed(secret: str) -> str:
 
 def shown_url(url: str) -> str:
     """A database's address without its password."""
-    return sql.make_url(url).render_as_string(hide_password=True)
+    address = sql.make_url(url)
+    return address.difference_update_query(["password"]).render_as_string(hide_password=True)
 
 
 def _failed(letter: str, now: float) -> dict[str, Any]:
     error = {"kind": "RunFailed", "message": letter, "exit_code": 1}
-    return {"error": json.dumps(error), "exit_code": 1, "finished_at": now}
+    return {"error": as_json(error), "exit_code": 1, "finished_at": now}
 
 
 def _entry(row: Mapping[Any, Any]) -> Entry:
@@ -643,9 +663,10 @@ def _entry(row: Mapping[Any, Any]) -> Entry:
 def _engine(url: str) -> sql.Engine:
     try:
         address = sql.make_url(url)
-    except SQLAlchemyError:
+    except (SQLAlchemyError, ValueError):
         raise JobFileError(
-            f"found the database {url!r}; needed sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
+            "The address of the database cannot be read; needed sqlite:///PATH or "
+            "postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from None
     if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
         return _sqlite(address)
@@ -679,6 +700,12 @@ def _sqlite(address: sql.URL) -> sql.Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _one_at_a_time(connection: sql.Connection) -> None:
+    """Until the transaction ends, no other process is at this point; SQLite lets one write at a time anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7264551)")
 
 
 def _make_trigger(connection: sql.Connection) -> None:

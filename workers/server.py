@@ -4,6 +4,7 @@ Every error is a problem document (RFC 9457) that carries the letter which the c
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,12 +19,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines.document import MOST_DEPTH
 from pipelines.errors import JobFileError, PlanRefused, RunFailed, TallgrassError
 from workers import api
 from workers.commands import version
 from workers.lifecycle import OVER, State
 from workers.places import check_places
-from workers.queue import Entry, Line, Queue, Selection, Submission
+from workers.queue import Entry, Line, Queue, Selection, Submission, readable
 
 MOST_BYTES = 2 * 2**20
 """Of a request: a job file of the largest size, twice."""
@@ -88,7 +90,7 @@ class Service:
         if (body.job is None) == (body.yaml is None):
             raise JobFileError("needed either `job` or `yaml`: one job, given once")
         if body.yaml is None:
-            job = job_of(body.job)
+            job = job_of(_plain(body.job))
         else:
             document = parse_document(body.yaml, "job.yaml")
             if document.faults:
@@ -105,6 +107,19 @@ class Service:
         if new:
             self.rules.wake()
         return entry, new
+
+
+def _plain(job: Any, depth: int = 0) -> Any:
+    """The job, which is nested no deeper than a job file may be, and holds text that is Unicode."""
+    if depth > MOST_DEPTH:
+        raise JobFileError(f"found more than {MOST_DEPTH} levels of nesting; a job has three or four")
+    if isinstance(job, dict):
+        return {_plain(name, depth): _plain(value, depth + 1) for name, value in job.items()}
+    if isinstance(job, list):
+        return [_plain(value, depth + 1) for value in job]
+    if isinstance(job, str) and readable(job) != job:
+        raise JobFileError(f"found the text {readable(job)[:60]!r} with NUL or half characters in it; needed Unicode")
+    return job
 
 
 def _service(request: Request) -> Service:
@@ -128,6 +143,7 @@ def _submitter(who: Annotated[Caller, Depends(_caller)]) -> Caller:
 Reader = Annotated[Caller, Depends(_caller)]
 Submitter = Annotated[Caller, Depends(_submitter)]
 Id = Annotated[str, Path(min_length=1, max_length=40)]
+_PRINTED = r"^[^\x00-\x1f]*$"
 Wait = Annotated[float, Query(ge=0, le=MOST_WAIT)]
 routes = APIRouter()
 
@@ -176,8 +192,8 @@ def jobs(
     service: Served,
     _: Reader,
     state: Annotated[list[State] | None, Query()] = None,
-    name: Annotated[str | None, Query(max_length=200)] = None,
-    kind: Annotated[str | None, Query(max_length=200)] = None,
+    name: Annotated[str | None, Query(max_length=200, pattern=_PRINTED)] = None,
+    kind: Annotated[str | None, Query(max_length=200, pattern=_PRINTED)] = None,
     limit: Annotated[int, Query(ge=1, le=api.MOST_LISTED)] = 50,
     cursor: Annotated[str | None, Query(pattern="^[0-9]{1,15}$")] = None,
 ) -> api.Page:
@@ -242,7 +258,7 @@ def cancel(job: Id, service: Served, _: Submitter) -> api.JobDetails:
 @routes.post("/v1/jobs/{job}/retry", tags=["jobs"])
 def retry(job: Id, service: Served, who: Submitter) -> api.JobDetails:
     """Queue an interrupted job again; of one that is over, a new one like it."""
-    entry = service.queue.retry(job, who.id)
+    entry = service.queue.retry(job, who.id, service.rules.most_open)
     service.rules.wake()
     return details(entry)
 
@@ -327,9 +343,14 @@ def _fault(fault: Any) -> str:
 
 def _answer(problem: api.Problem, headers: Any = None) -> Response:
     more = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+    problem = problem.model_copy(update={"detail": readable(problem.detail)})
     return JSONResponse(
         problem.model_dump(), problem.status, {**(headers or {}), **more}, media_type="application/problem+json"
     )
+
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]+))(?::\d{1,5})?")
+"""A Host header: an address or a name, with or without a port."""
 
 
 class _Guard:
@@ -349,9 +370,10 @@ class _Guard:
         await self._limited(scope, receive, send)
 
     def _refused(self, headers: dict[str, str]) -> Response | None:
-        host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
-        if self.rules.hosts is not None and host.strip("[]") not in self.rules.hosts:
-            letter = f"This server is not known as {host[:100]!r}. Use one of: {', '.join(self.rules.hosts)}"
+        host = _HOST.fullmatch(headers.get("host", "").lower())
+        if self.rules.hosts is not None and (host is None or (host[1] or host[2]) not in self.rules.hosts):
+            known = ", ".join(dict.fromkeys(self.rules.hosts))
+            letter = f"This server is not known as {headers.get('host', '')[:100]!r}. Use one of: {known}"
             return _answer(api.problem_of(JobFileError(letter), 421))
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > MOST_BYTES:

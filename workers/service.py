@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import Interrupted, JobCancelled, JobFileError, RunFailed
-from workers.output import answer, asked, command, hint, print_one, say
+from workers.output import answer, asked, command, deaf, hint, print_one, say
 
 if TYPE_CHECKING:
     from workers import api
@@ -68,15 +68,27 @@ def submit(
     from workers.sweep import variants
 
     wanted = [load_job(file, chosen) for file in job_files for chosen in variants(file, overrides)]
+    _differ([job.output for job in wanted])
     with _client(url) as client:
         several = len(wanted) > 1 and idempotency_key is not None
-        found = []
-        for number, job in enumerate(wanted):
-            key = f"{idempotency_key}-{number}" if several else idempotency_key
-            found.append(client.submit(job, name=name, priority=priority, idempotency_key=key))
-        _print_submitted(found)
+        found: list[api.JobDetails] = []
+        try:
+            for number, job in enumerate(wanted):
+                key = f"{idempotency_key}-{number}" if several else idempotency_key
+                found.append(client.submit(job, name=name, priority=priority, idempotency_key=key))
+        except KeyboardInterrupt:
+            raise Interrupted(f"Interrupted. {len(found)} of {len(wanted)} jobs were submitted.") from None
+        finally:
+            if found:
+                _print_submitted(found)  # these are there, whatever became of the others
         if wait or follow:
             _wait_for(client, [job.id for job in found], None, follow=follow)
+
+
+def _differ(outputs: list[str | None]) -> None:
+    twice = next((output for output in outputs if outputs.count(output) > 1), None)
+    if twice is not None:
+        raise JobFileError(f"Two of these jobs would write to {twice}. Give each an output of its own.")
 
 
 def _print_submitted(found: "list[api.JobDetails]") -> None:
@@ -127,7 +139,7 @@ def list_(
             if watch and sys.stdout.isatty():
                 click.clear()
             print_one(page.model_dump(mode="json"), job_table(page.items))
-            if not watch:
+            if not watch or deaf():
                 break
             time.sleep(WATCH_SECONDS)
     if page.next is not None:
@@ -155,6 +167,8 @@ def logs(job: str, follow: bool, url: str | None) -> None:
     with _client(url) as client, _detaching(job):
         for line in client.follow(job, until_over=follow):
             _print_line(line)
+            if deaf():
+                break
 
 
 def _print_line(line: "api.LogLine") -> None:
@@ -333,6 +347,8 @@ def serve(**given: Any) -> None:
         raise JobFileError("--cert and --key belong together: give both, or neither.")
     cluster = load_cluster(given.pop("cluster_file")) or Local()
     state = (given.pop("state") or state_folder()).absolute()
+    if set("?#%") & set(str(state)):
+        raise JobFileError(f"--state: found {state}; needed a folder without ?, # and % in its name")
     database = given.pop("database") or f"sqlite:///{state / 'queue.db'}"
     roots = tuple(root if "://" in root else os.path.realpath(root) for root in given.pop("roots") or (os.curdir,))
     serve_(Options(state=state, database=database, cluster=cluster, roots=roots, **given), hint)

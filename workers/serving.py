@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import JobFileError, PlanRefused, RunFailed
+from pipelines.roots import confine
 from workers.driver import LAST_SECONDS
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ def serve(options: Options, tell: Any) -> None:
     from workers.queue import Queue
     from workers.server import Rules, create_app
 
+    _check_options(options)
+    confine(options.roots)  # plans open arrays in this process
     with ExitStack() as stack:
         stack.enter_context(_alone(options.state))
         listener = stack.enter_context(_listening(options))
@@ -76,7 +80,8 @@ def serve(options: Options, tell: Any) -> None:
         tokens = _tokens_needed(options, queue)
         agent = stack.enter_context(Supervised(options))
         rules = Rules(
-            roots=options.roots, tokens=tokens, most_open=options.most_open, hosts=None if tokens else LOOPBACK,
+            roots=options.roots, tokens=tokens, most_open=options.most_open,
+            hosts=None if tokens else (*LOOPBACK, options.host.lower()),
             wake=agent.wake, plan=lambda job: _plan(job, options),
         )  # fmt: skip
         config = uvicorn.Config(
@@ -87,6 +92,23 @@ def serve(options: Options, tell: Any) -> None:
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
         tell("stopping: jobs that run go on when the server is started again")
+
+
+def _check_options(options: Options) -> None:
+    """What would fail later, and less clearly."""
+    for root in options.roots:
+        if "://" not in root and not os.path.isdir(root):
+            raise JobFileError(f"--root: there is no folder {root}. Make it first, or name another one.")
+    if options.cert is not None:
+        import ssl
+
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(options.cert, options.key)
+        except (ssl.SSLError, OSError) as error:
+            why = getattr(error, "reason", None) or error.strerror or error
+            raise JobFileError(
+                f"{options.cert} and {options.key} are no certificate with its key ({why}); needed PEM files."
+            ) from error
 
 
 def _plan(job: Any, options: Options) -> dict[str, Any]:
@@ -146,7 +168,7 @@ class Supervised:
     def _start(self) -> subprocess.Popen[bytes]:
         options = self.options
         told = {
-            "database": options.database, "name": f"{socket.gethostname()}:{options.state}",
+            "database": options.database, "name": _place(options.state),
             "state": str(options.state), "at_once": options.at_once, "roots": options.roots,
             "cluster": options.cluster.model_dump(mode="json"), "server": options.url,
         }  # fmt: skip
@@ -158,6 +180,14 @@ class Supervised:
             process.stdin.write(json.dumps(told).encode() + b"\n")
         os.set_blocking(process.stdin.fileno(), False)  # an agent that is busy has been woken already
         return process
+
+
+def _place(state: Path) -> str:
+    """A name for this folder that no other machine has, whatever its host is called."""
+    file = state / "place"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:12])
+    return f"{socket.gethostname()}:{state}:{file.read_text()}"
 
 
 @contextmanager
@@ -200,9 +230,11 @@ def _tokens_needed(options: Options, queue: "Queue") -> bool:
     if _is_loopback(options.host):
         return False
     if not any(token["revoked_at"] is None for token in queue.tokens()):
+        from workers.queue import shown_url
+
         raise PlanRefused(
             f"At {options.host} other machines could submit jobs, and there is no token to keep them from it. Make one "
-            f"first: tallgrass token create NAME --database {options.database}"
+            f"first: tallgrass token create NAME --database {shown_url(options.database)}"
         )
     return True
 

@@ -37,11 +37,13 @@ class ArraySource(Model):
     @field_validator("columns")
     @classmethod
     def _columns_are_distinct(cls, columns: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        seen: set[int] = set()
         for place, column in enumerate(columns or ()):
             if column < 0:
                 raise needed(f"indices counted from 0; {column} at position {place} is below 0")
-            if column in (columns or ())[:place]:
+            if column in seen:
                 raise needed(f"each column once; {column} stands there twice")
+            seen.add(column)
         return columns
 
 

@@ -21,6 +21,7 @@ from pipelines.methods.options import Tsqr
 from pipelines.methods.problem import check
 from pipelines.operators import Operator, operator_from
 from pipelines.passes.apply import Gather, Output, Spread
+from pipelines.roots import check_allowed
 from pipelines.storage import local_path
 
 method, basis_of = exact_method, no_basis
@@ -103,6 +104,7 @@ def _where_it_was(held: Operator) -> Any:
     then = held.summary["job"]["matrix"]
     url = then if isinstance(then, str) else then.get("url")
     if url is not None:
+        check_allowed(url)
         path = local_path(url)
         if path is not None and not path.exists():
             raise BadData(

@@ -6,13 +6,19 @@ the dashboard's, or an error.  Each further line is what the dashboard's page of
 
 import functools
 import json
+import os
 import sys
+import threading
+import time
 from contextlib import suppress
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from pipelines.errors import TallgrassError
+
+AWAY_SECONDS = 3.0
+"""A scheduler that has not been there for so long is gone."""
 
 
 def main() -> None:
@@ -25,6 +31,7 @@ def main() -> None:
         with open_cluster(model) as client:
             assert client.scheduler is not None
             jobs_page = model.kind == "local" or _has_page(client)
+            threading.Thread(target=_watch, args=(client,), daemon=True).start()
             said = {"address": client.scheduler.address, "dashboard": dashboard_link(client), "jobs_page": jobs_page}
             _say(said)
             for line in sys.stdin:
@@ -32,6 +39,16 @@ def main() -> None:
                     _show(client, json.loads(line))
     except TallgrassError as error:
         _say({"error": str(error)})
+
+
+def _watch(client: Any) -> None:
+    """End this process when the scheduler is gone: the agent then gives it no jobs until it is back."""
+    away = 0.0
+    while away < AWAY_SECONDS:
+        time.sleep(0.5)
+        away = 0.0 if client.status == "running" else away + 0.5
+    _say({"error": f"The scheduler at {client.scheduler.address} has gone away. Jobs wait until it is back."})
+    os._exit(1)
 
 
 def _register() -> None:
