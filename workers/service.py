@@ -354,7 +354,13 @@ def serve(**given: Any) -> None:
     serve_(Options(state=state, database=database, cluster=cluster, roots=roots, **given), hint)
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Examples:
+  tallgrass token create alice --scope submit
+  tallgrass token list
+  tallgrass token revoke t5fnahhsb5"""
+)
 def token() -> None:
     """Make and revoke the tokens that a server asks for."""
 
