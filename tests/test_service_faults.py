@@ -66,7 +66,7 @@ def running(served, client, name):
     return job
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3])
+@pytest.mark.parametrize("delay", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 @pytest.mark.parametrize("part", ["driver", "agent", "host", "worker", "server"])
 def test_a_job_survives_the_death_of_any_part(served, client, part, delay):
     job = running(served, client, f"{part}-{delay}")
