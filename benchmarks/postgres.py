@@ -26,7 +26,7 @@ def postgres(folder: Path, *options: str) -> Iterator[str]:
     if as_user:
         for place in (folder, *folder.parents[:-1]):
             if place.stat().st_uid == 0 and not place.stat().st_mode & 0o001:
-                place.chmod(place.stat().st_mode | 0o055)
+                place.chmod(place.stat().st_mode | 0o011)
         folder.chmod(0o777)
     name = "nobody" if as_user else pwd.getpwuid(os.getuid()).pw_name
     _quiet([*as_user, found / "initdb", "-D", data, "--auth=trust"], folder)
