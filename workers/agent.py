@@ -113,7 +113,7 @@ class Agent:
         self.renewed = self.shown = 0.0
         self.board: dict[str, Any] = {}
         self.statements: dict[str, str] = {}
-        self.stopping, self.changed = False, True
+        self.stopping, self.changed, self.may_claim = False, True, True
 
     def run(self) -> None:
         """Work until the server is gone or somebody says SIGTERM; then give all jobs back."""
@@ -134,9 +134,12 @@ class Agent:
         self.stopping = True
 
     def _step(self) -> None:
-        for ready in connection.wait(self._watched(), timeout=self._patience()):
+        heard = connection.wait(self._watched(), timeout=self._patience())
+        for ready in heard:
             self._hear(ready)
             self.changed = True
+        if not heard:
+            self.may_claim = True  # another server may have taken a job
         self._watch_cluster()
         self._renew()
         self._claim()
@@ -163,14 +166,18 @@ class Agent:
         assert self.wake is not None
         if not os.read(self.wake, 4096):  # the server is gone
             self.stopping, self.wake = True, None
-        self.renewed = 0.0  # somebody may have asked for the end of a job
+        self.renewed = 0.0  # somebody may have asked for the end of a job, or for a new one
+        self.may_claim = True
 
     # Attempts
 
     def _claim(self) -> None:
-        while self.cluster.ready and len(self.attempts) < self.settings.at_once and not self.stopping:
+        while (
+            self.may_claim and self.cluster.ready and len(self.attempts) < self.settings.at_once and not self.stopping
+        ):
             entry = self.queue.claim(self.settings.name)
             if entry is None:
+                self.may_claim = False
                 return
             self._start(entry)
 
@@ -276,6 +283,7 @@ class Agent:
                 ours = attempt.told_to_end is not None and attempt.process.exitcode == -signal.SIGTERM
                 self.queue.lose(attempt.entry, how_it_died(attempt.process.exitcode), crashed=not ours)
         del self.attempts[attempt.entry.id]
+        self.may_claim = True  # one that waited for its place, or for a free one
         attempt.pipe.close()
         if attempt.entry.output is not None:
             from pipelines.storage import sweep

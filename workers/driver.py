@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from workers.clusters import Address
 
+NICE = 5
+"""Jobs and workers step back where cores are short: the server answers within milliseconds or people submit twice."""
 LAST_SECONDS = 10.0
 """Time that an attempt has to clean up after it was told to end."""
 
@@ -49,6 +51,7 @@ class Task:
 
 def drive(task: Task, pipe: "Connection") -> None:
     """Run the job to its end, and say how it ended; never raises."""
+    os.nice(NICE)
     _redirect(task.output)
     with Path(task.lock).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipelines.errors import TallgrassError
+from workers.driver import NICE
 
 AWAY_SECONDS = 3.0
 """A scheduler that has not been there for so long is gone."""
@@ -25,6 +26,7 @@ def main() -> None:
     """Start the cluster, or connect to it; say where it is; show what the agent says."""
     from workers.clusters import Cluster, dashboard, dashboard_link, open_cluster
 
+    os.nice(NICE)  # workers inherit it
     model: Any = TypeAdapter(Cluster).validate_json(sys.stdin.readline())
     dashboard.before.append(_register)
     try:
