@@ -138,6 +138,8 @@ class Agent:
         for ready in heard:
             self._hear(ready)
             self.changed = True
+        for attempt in [one for one in self.attempts.values() if one.heard]:
+            self._listen_alone(attempt)  # the queue could not be used when it spoke
         if not heard:
             self.may_claim = True  # another server may have taken a job
         self._watch_cluster()
@@ -310,9 +312,8 @@ class Agent:
             with suppress(Fenced):
                 self.queue.lose(self.queue.get(job), "The job was taken, and could not be begun.")
         for attempt in self.attempts.values():
-            if attempt.ended:
-                continue
-            if attempt.told_to_end is not None or held.get(attempt.entry.id) not in (State.STARTING, State.RUNNING):
+            ours = held.get(attempt.entry.id) in (State.STARTING, State.RUNNING)
+            if attempt.told_to_end is not None or not ours:  # over, or to be ended: a process that stays is killed
                 self._end_attempt(attempt)
         self.queue.recover()
 
