@@ -39,6 +39,8 @@ AGENT_LOCK, JOBS_LOCK = "agent.lock", "jobs.lock"
 TICK_SECONDS = 1.0
 """An agent that nobody wakes looks at the queue so often."""
 RENEW_SECONDS = LEASE_SECONDS / 5
+ASKED_SECONDS = 0.2
+"""Time between two looks at what people want to end, when they may want something."""
 WAIT_FOR_THE_DEAD = 5.0
 """Processes of a dead agent end within this time, or are killed."""
 CLUSTER_SECONDS = 90.0
@@ -110,10 +112,10 @@ class Agent:
         self.processes = get_context("forkserver")
         self.processes.set_forkserver_preload(PRELOADED)
         self.cluster = Host(settings.cluster)
-        self.renewed = self.shown = 0.0
+        self.renewed = self.announced = self.shown = 0.0
         self.board: dict[str, Any] = {}
         self.statements: dict[str, str] = {}
-        self.stopping, self.changed, self.may_claim = False, True, True
+        self.stopping, self.changed, self.may_claim, self.asked = False, True, True, False
 
     def run(self) -> None:
         """Work until the server is gone or somebody says SIGTERM; then give all jobs back."""
@@ -144,6 +146,7 @@ class Agent:
             self.may_claim = True  # another server may have taken a job
         self._watch_cluster()
         self._renew()
+        self._look_around()
         self._claim()
         self._show()
 
@@ -154,7 +157,8 @@ class Agent:
 
     def _patience(self) -> float:
         until = self.cluster.next_start - time.monotonic()
-        return max(0.05, min(TICK_SECONDS, until)) if until > 0 else TICK_SECONDS
+        most = ASKED_SECONDS if self.asked else TICK_SECONDS
+        return max(0.05, min(most, until)) if until > 0 else most
 
     def _hear(self, ready: Any) -> None:
         if ready == self.wake:
@@ -168,8 +172,7 @@ class Agent:
         assert self.wake is not None
         if not os.read(self.wake, 4096):  # the server is gone
             self.stopping, self.wake = True, None
-        self.renewed = 0.0  # somebody may have asked for the end of a job, or for a new one
-        self.may_claim = True
+        self.asked = self.may_claim = True  # somebody may want the end of a job, or a new one
 
     # Attempts
 
@@ -303,10 +306,10 @@ class Agent:
 
     def _renew(self) -> None:
         """Keep our jobs, and see which of them somebody wants to end."""
-        if time.monotonic() - self.renewed < RENEW_SECONDS and not self._is_ending_something():
+        soon = self.asked or any(attempt.told_to_end is not None for attempt in self.attempts.values())
+        if time.monotonic() < self.renewed + (ASKED_SECONDS if soon else RENEW_SECONDS):
             return
-        self.renewed = time.monotonic()
-        self.queue.announce(self.settings.name, self.cluster.described())
+        self.renewed, self.asked = time.monotonic(), False
         held = self.queue.renew(self.settings.name)
         for job in held.keys() - self.attempts.keys():  # the answer to our claim got lost
             with suppress(Fenced):
@@ -315,6 +318,13 @@ class Agent:
             ours = held.get(attempt.entry.id) in (State.STARTING, State.RUNNING)
             if attempt.told_to_end is not None or not ours:  # over, or to be ended: a process that stays is killed
                 self._end_attempt(attempt)
+
+    def _look_around(self) -> None:
+        """Now and then: say that we are here, and take over from agents that are not heard of."""
+        if time.monotonic() < self.announced + RENEW_SECONDS:
+            return
+        self.announced = time.monotonic()
+        self.queue.announce(self.settings.name, self.cluster.described())
         self.queue.recover()
 
     def _show(self) -> None:
@@ -346,9 +356,6 @@ class Agent:
             summary = self.queue.get(entry.id).summary or {}
             self.statements[entry.id] = str(summary.get("certificate", {}).get("statement", ""))
         return self.statements[entry.id]
-
-    def _is_ending_something(self) -> bool:
-        return any(attempt.told_to_end is not None for attempt in self.attempts.values())
 
     def _give_back(self) -> None:
         """Jobs that run wait for the next agent; nothing counts as lost."""
