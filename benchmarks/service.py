@@ -23,8 +23,9 @@ from benchmarks.settings import Settings, say
 from pipelines import LeastSquares, run
 from pipelines.errors import ClusterUnreachable
 from workers import Client
+from workers.database import jobs
 from workers.lifecycle import State
-from workers.queue import Queue, Selection, jobs
+from workers.queue import Queue, Selection
 
 JOBS, CLIENTS = 1000, 20
 HISTORY = 100_000
@@ -116,7 +117,7 @@ def _submitted(client: Client, job: LeastSquares) -> tuple[str, float]:
 def _fill(queue: Queue, count: int) -> None:
     """A history of finished jobs, written past the queue's own steps."""
     like = queue.select(Selection(states=[State.SUCCEEDED], limit=1))[0]
-    with queue._engine.begin() as connection:  # noqa: SLF001
+    with queue.database._engine.begin() as connection:  # noqa: SLF001
         row = dict(connection.execute(sql.select(jobs).where(jobs.c.id == like.id)).mappings().one())
         del row["seq"]
         ends = random.Random(0)

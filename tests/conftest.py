@@ -38,6 +38,15 @@ def save(tmp_path) -> Callable[..., str]:
 
 
 @pytest.fixture
+def client(served):
+    """Speaks with the server of a module that serves."""
+    from workers import Client
+
+    with Client(served.url) as made:
+        yield made
+
+
+@pytest.fixture
 def problem(tmp_path) -> Callable[..., SimpleNamespace]:
     """Stores a matrix with its right-hand side, with checksums: m × n numbers in chunks of `rows` rows."""
 

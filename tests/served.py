@@ -10,7 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
+from zarr.codecs import GzipCodec
+
+from tests.conftest import stored
+from workers.queue import Queue
 
 SECONDS = 90
 """Longest wait for anything, on a machine that is busy with other things."""
@@ -33,6 +38,22 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def store_problem(folder: Path, rows: int, columns: int) -> None:
+    """A, b, and in x.npy the least-squares solution, in eight chunks or a few more."""
+    random = np.random.default_rng(3)
+    A = random.standard_normal((rows, columns))
+    b = A @ np.arange(float(columns)) + 0.1 * random.standard_normal(rows)
+    stored(folder / "A", A, (max(500, rows // 40), columns))
+    stored(folder / "b", b, (max(500, rows // 40),))
+    np.save(folder / "x.npy", np.linalg.lstsq(A, b, rcond=None)[0])
+
+
+def store_slow(place: Path) -> None:
+    """A matrix that takes seconds to read."""
+    large = np.random.default_rng(3).standard_normal((60_000, 200))
+    stored(place, large, (1000, 200), compressors=[GzipCodec(level=1)])
+
+
 class Served:
     """A server in a folder: started, killed, and started again."""
 
@@ -45,6 +66,7 @@ class Served:
             "--cluster", str(folder / "cluster.yaml"), *words,
         ]  # fmt: skip
         self.url = f"http://127.0.0.1:{self.port}"
+        self.database = f"sqlite:///{folder / 'state' / 'queue.db'}"
         self.process = None
 
     def __enter__(self):
@@ -126,10 +148,8 @@ class Served:
         return psutil.Process(number)
 
     def _driver(self, client, job):
-        from workers.queue import Queue
-
         assert not client.job(job).over
-        queue = Queue(f"sqlite:///{self.folder / 'state' / 'queue.db'}")
+        queue = Queue(self.database)
         try:
             process = queue.get(job).process
         finally:

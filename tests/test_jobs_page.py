@@ -7,10 +7,8 @@ import time
 import httpx
 import numpy as np
 import pytest
-from zarr.codecs import GzipCodec
 
-from tests.conftest import stored
-from tests.served import Served, wait_for
+from tests.served import Served, store_slow, wait_for
 from workers import Client
 from workers.dashboard import render, spectrum_of
 from workers.lifecycle import State
@@ -73,8 +71,7 @@ def served(tmp_path_factory):
     if sys.platform != "linux":
         pytest.skip("processes are told apart by Linux's means")
     folder = tmp_path_factory.mktemp("page")
-    large = np.random.default_rng(3).standard_normal((60_000, 200))
-    stored(folder / "A", large, (1000, 200), compressors=[GzipCodec(level=1)])  # takes seconds to read
+    store_slow(folder / "A")
     with Served(folder, dashboard="auto") as server:
         yield server
 
@@ -116,6 +113,8 @@ def test_a_browser_sees_a_job_run_and_end_without_loading_the_page_again(served,
         assert card.locator("polyline").count() == 1
         assert "differs from your matrix by" in card.locator(".letter").inner_text()
         assert page.evaluate("performance.timeOrigin") == loaded
+        link = card.get_by_text("report").get_attribute("href")
+        assert NAME.replace("<", "&lt;").partition(">")[0] in httpx.get(link).text
         assert page.locator(".navbar a").nth(1).inner_text() == "Jobs"
         page.locator('.navbar a[href="groups"]').click()
         page.locator('.navbar a[href="jobs"]').click()

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pipelines.errors import JobFileError, RunFailed
 from tests.postgres import postgres
+from workers.database import jobs, metadata
 from workers.lifecycle import ACTIVE, OVER, TERMINAL, State, may_follow
 from workers.queue import (
     LEASE_SECONDS,
@@ -24,9 +25,8 @@ from workers.queue import (
     Selection,
     Submission,
     TooManyOpen,
-    jobs,
-    metadata,
 )
+from workers.tokens import Tokens
 
 JOB = {"kind": "svd", "matrix": "/data/A", "output": "/data/s"}
 
@@ -63,7 +63,7 @@ def addresses(tmp_path_factory):
 @pytest.fixture(params=["sqlite", "postgresql"])
 def queue(request, addresses):
     made = Queue(addresses(request.param), Clock())
-    with made._transaction() as connection:
+    with made.database.transaction() as connection:
         for table in reversed(metadata.sorted_tables):
             if table.name != "facts":
                 connection.execute(sql.delete(table))
@@ -100,7 +100,7 @@ def test_the_same_key_gives_the_same_job_and_another_request_is_a_conflict(queue
 
 def test_the_same_key_from_many_at_once_makes_one_job(queue):
     wanted = Submission(JOB, "one", idempotency_key="k")
-    others = Queue(queue.url)
+    others = Queue(queue.database.url)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: (queue, others)[i % 2].submit(wanted), range(16)))
     others.close()
@@ -183,7 +183,7 @@ def test_what_is_over_stays_as_it_is(queue):
 @pytest.mark.parametrize("terminal", sorted(TERMINAL))
 def test_the_database_itself_refuses_to_change_a_terminal_state(queue, terminal):
     entry = submitted(queue)
-    with queue._engine.begin() as connection:
+    with queue.database._engine.begin() as connection:
         if terminal is not State.CANCELLED:
             connection.execute(sql.update(jobs).values(state=State.STARTING))
         connection.execute(sql.update(jobs).values(state=terminal))
@@ -191,7 +191,7 @@ def test_the_database_itself_refuses_to_change_a_terminal_state(queue, terminal)
         if state is not terminal:
             with (
                 pytest.raises(sql.exc.DBAPIError, match="no such change of state"),
-                queue._engine.begin() as connection,
+                queue.database._engine.begin() as connection,
             ):
                 connection.execute(sql.update(jobs).values(state=state))
     assert queue.get(entry.id).state is terminal
@@ -203,7 +203,7 @@ def test_a_job_that_kills_its_process_fails_after_some_attempts(queue):
     assert states == [State.QUEUED] * (MOST_CRASHES - 1) + [State.FAILED]
     found = queue.get(entry.id)
     assert (found.exit_code, found.crashes) == (1, 3)
-    assert found.error["message"] == "It died. This was the 3rd time, so the job itself is taken for the cause."
+    assert found.error["message"] == "It died. That happened 3 times, so the job itself is taken for the cause."
 
 
 def test_a_job_whose_clusters_get_lost_is_interrupted_and_can_be_queued_again(queue):
@@ -256,7 +256,7 @@ def test_jobs_of_an_agent_that_is_not_heard_of_go_back_into_the_queue(queue):
 
 def test_many_agents_take_each_job_once(queue):
     ids = {submitted(queue, output=number).id for number in range(60)}
-    queues = [Queue(queue.url) for _ in range(4)]
+    queues = [Queue(queue.database.url) for _ in range(4)]
     taken, lock = [], threading.Lock()
 
     def work(number):
@@ -298,17 +298,18 @@ def test_sums_for_metrics(queue):
 
 
 def test_a_token_opens_until_it_is_revoked_and_is_not_kept(queue):
-    token = queue.create_token("ci", "read")
+    tokens = Tokens(queue.database)
+    token = tokens.create("ci", "read")
     token_id = token.split("_")[1]
-    assert queue.scope_of(token) == (token_id, "read")
+    assert tokens.scope_of(token) == (token_id, "read")
     for wrong in ("", "tg", token[:-1], token + "x", token.replace("tg_", "xx_"), f"tg_{token_id}_", "tg_nobody_x"):
-        assert queue.scope_of(wrong) is None
-    with queue._reading() as connection:
+        assert tokens.scope_of(wrong) is None
+    with queue.database.reading() as connection:
         stored = str(connection.execute(sql.text("SELECT * FROM tokens")).one())
     assert token.split("_", 2)[2] not in stored
-    assert queue.revoke_token(token_id)
-    assert not queue.revoke_token(token_id)
-    assert queue.scope_of(token) is None
+    assert tokens.revoke(token_id)
+    assert not tokens.revoke(token_id)
+    assert tokens.scope_of(token) is None
 
 
 # Databases
@@ -333,7 +334,7 @@ def test_what_is_no_database_gets_a_letter(tmp_path):
 def test_a_queue_of_another_form_is_refused(tmp_path):
     url = f"sqlite:///{tmp_path / 'queue.db'}"
     queue = Queue(url)
-    with queue._transaction() as connection:
+    with queue.database.transaction() as connection:
         connection.exec_driver_sql("UPDATE facts SET value = '99' WHERE name = 'schema'")
     queue.close()
     with pytest.raises(RunFailed, match="has tables of form 99, and this version of Tallgrass needs form 1"):
@@ -369,7 +370,7 @@ def test_a_cancel_is_not_lost_between_two_states(queue):
 def test_one_place_is_written_by_one_job_however_many_agents_look(queue):
     for _ in range(10):
         ids = [submitted(queue, output="x").id, queue.submit(Submission(JOB | {"output": "/data//x/"}, "one"))[0].id]
-        queues = [Queue(queue.url) for _ in range(4)]
+        queues = [Queue(queue.database.url) for _ in range(4)]
         with ThreadPoolExecutor(4) as pool:
             claimed = [entry for entry in pool.map(lambda one: one.claim("here"), queues) if entry]
         for other in queues:
@@ -381,10 +382,19 @@ def test_one_place_is_written_by_one_job_however_many_agents_look(queue):
         queue.update(last, State.FAILED, exit_code=1)
 
 
-def test_many_processes_may_open_a_new_database_at_once(queue):
+def test_many_may_open_a_new_database_at_once_and_all_see_the_same_queue(queue, tmp_path):
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    if queue.database.kind == "postgresql":
+        with queue.database._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("CREATE DATABASE new")
+        url = queue.database.url.replace("/postgres?", "/new?")
     with ThreadPoolExecutor(6) as pool:
-        for made in pool.map(lambda _: Queue(queue.url), range(12)):
-            made.close()
+        made = list(pool.map(lambda _: Queue(url), range(12)))
+    entry = submitted(made[0])
+    assert [one.get(entry.id) for one in made] == [entry] * 12
+    assert made[-1].claim("here").id == entry.id
+    for one in made:
+        one.close()
 
 
 # Any sequence of events

@@ -13,12 +13,12 @@ from contextlib import suppress
 import httpx
 import numpy as np
 import pytest
-from zarr.codecs import Crc32cCodec, GzipCodec
+from zarr.codecs import Crc32cCodec
 
 from pipelines import LeastSquares
 from pipelines.errors import BadData, ClusterUnreachable, JobFileError, PlanRefused
 from tests.conftest import ROOT, stored
-from tests.served import SECONDS, Served, free_port, wait_for
+from tests.served import SECONDS, Served, free_port, store_problem, store_slow, wait_for
 from workers import Client
 from workers.lifecycle import State
 from workers.queue import Conflict, NoSuchJob
@@ -29,23 +29,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are t
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
-    random = np.random.default_rng(3)
-    A = random.standard_normal((4000, 8))
-    b = A @ np.arange(8.0) + 0.1 * random.standard_normal(4000)
-    stored(folder / "A", A, (500, 8))
-    stored(folder / "b", b, (500,))
-    large = random.standard_normal((60_000, 200))
-    stored(folder / "large", large, (1000, 200), compressors=[GzipCodec(level=1)])  # takes seconds to read
-    np.save(folder / "x.npy", np.linalg.lstsq(A, b, rcond=None)[0])
+    store_problem(folder, 4000, 8)
+    store_slow(folder / "large")
     (folder / "job.yaml").write_text("kind: least_squares\nmatrix: A\nrhs: b\noutput: x.zarr\n")
     with Served(folder) as server:
         yield server
-
-
-@pytest.fixture
-def client(served):
-    with Client(served.url) as made:
-        yield made
 
 
 @pytest.fixture

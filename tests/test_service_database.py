@@ -5,14 +5,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-from zarr.codecs import GzipCodec
 
 from benchmarks.postgres import programs
-from tests.conftest import stored
 from tests.postgres import postgres
-from tests.served import Served, wait_for
+from tests.served import Served, store_slow, wait_for
 from workers import Client
 from workers.lifecycle import State
 
@@ -26,8 +23,7 @@ def control(folder, *words):
 
 
 def test_jobs_end_well_though_the_database_was_away_and_a_process_died_meanwhile(tmp_path):
-    large = np.random.default_rng(3).standard_normal((60_000, 200))
-    stored(tmp_path / "A", large, (1000, 200), compressors=[GzipCodec(level=1)])  # takes seconds to read
+    store_slow(tmp_path / "A")
     folder = tmp_path / "postgres"
     folder.mkdir()
     with postgres(folder) as url, Served(tmp_path, "--database", url) as served, Client(served.url) as client:

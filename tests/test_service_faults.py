@@ -15,10 +15,11 @@ import zarr
 from pipelines import LeastSquares
 from pipelines.errors import ClusterUnreachable, TallgrassError
 from pipelines.result import read_summary
-from tests.conftest import stored
-from tests.served import Served, wait_for
+from tests.served import Served, store_problem, wait_for
 from workers import Client
+from workers.database import jobs
 from workers.lifecycle import AFTER, TERMINAL, State
+from workers.queue import Queue
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are told apart by Linux's means")
 ROWS, COLUMNS = 40_000, 120
@@ -27,20 +28,9 @@ ROWS, COLUMNS = 40_000, 120
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
-    rng = np.random.default_rng(5)
-    A = rng.standard_normal((ROWS, COLUMNS))
-    b = A @ np.arange(COLUMNS) + rng.standard_normal(ROWS)
-    stored(folder / "A", A, (1000, COLUMNS))
-    stored(folder / "b", b, (1000,))
-    np.save(folder / "x.npy", np.linalg.lstsq(A, b, rcond=None)[0])
+    store_problem(folder, ROWS, COLUMNS)
     with Served(folder) as server:
         yield server
-
-
-@pytest.fixture
-def client(served):
-    with Client(served.url) as made:
-        yield made
 
 
 def submit(served, client, name, **fields):
@@ -104,15 +94,13 @@ def test_a_result_that_appeared_before_its_driver_died_is_not_made_again(served,
     """The driver dies between the rename and its last word."""
     job = submit(served, client, "appeared")
     first = client.wait(job)
-    from workers.queue import Queue, jobs
-
-    queue = Queue(f"sqlite:///{served.folder / 'state' / 'queue.db'}")
+    queue = Queue(served.database)
     made = os.stat(first.output).st_ctime_ns
-    with queue._engine.begin() as connection:  # as if the agent had died before it heard of it
+    with queue.database._engine.begin() as connection:  # as if the agent had died before it heard of it
         connection.exec_driver_sql("DROP TRIGGER lifecycle")
         connection.execute(jobs.update().where(jobs.c.id == job).values(state="queued", summary=None, exit_code=None))
     queue.close()
-    Queue(queue.url).close()  # puts the trigger back
+    Queue(served.database).close()  # puts the trigger back
     again = client.wait(job)
     assert (again.state, again.attempt, again.summary) == (State.SUCCEEDED, 2, first.summary)
     assert os.stat(first.output).st_ctime_ns == made
@@ -127,7 +115,7 @@ def test_a_job_that_kills_its_own_process_fails_with_the_signal(served, client):
     found = client.wait(job)
     assert (found.state, found.exit_code) == (State.FAILED, 1)
     assert found.error.message.startswith("The job's process was killed by SIGKILL. The kernel does that when memory")
-    assert found.error.message.endswith("This was the 3rd time, so the job itself is taken for the cause.")
+    assert found.error.message.endswith("That happened 3 times, so the job itself is taken for the cause.")
 
 
 def test_sigterm_gives_jobs_back_and_the_next_start_goes_on(served, client):
@@ -202,6 +190,9 @@ def chaos(served, seconds_between, count, seed):
                     break
             killed.append(kill_one(served, random_))
         submitter.join()
+        for job in ids:  # one that lost what it ran on ten times waits for somebody to look
+            if client.wait(job).state is State.INTERRUPTED:
+                client.retry(job)
         found = [client.wait(job) for job in ids]
     watcher.over.set()
     watcher.join()
@@ -233,7 +224,7 @@ def check(served, found):
     R, c = A.T @ A, A.T @ b
     for job in found:
         if job.state is State.FAILED:  # its process was killed three times: that is told, and nothing was written
-            assert "This was the 3rd time" in job.error.message
+            assert "That happened 3 times" in job.error.message
             with pytest.raises(TallgrassError):
                 read_summary(job.output)
             continue
@@ -257,6 +248,6 @@ def test_jobs_come_to_their_end_while_parts_die_at_random(served):
 @pytest.mark.timeout(3600)
 def test_fifty_jobs_come_to_their_end_while_parts_die_at_random(served):
     for round_ in range(3):
-        found, killed = chaos(served, (0.2, 1.5), 50, seed=1000 + round_)
+        found, killed = chaos(served, (0.3, 2.5), 50, seed=1000 + round_)
         assert len(killed) > 10
         check(served, found)

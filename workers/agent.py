@@ -7,14 +7,10 @@ Agents, clusters and job processes die with what started them: each watches a pi
 that starts in the place of a dead one waits until the last of its processes is gone, and then queues its jobs again.
 """
 
-import fcntl
 import json
 import os
-import queue
 import signal
-import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections import deque
@@ -23,30 +19,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from pipelines.errors import RunFailed, TallgrassError
-from workers.clusters import Address, Cluster, Local
+from workers.clusters import Cluster, Local
+from workers.clusters.hosted import Hosted
 from workers.dashboard import SHOWN
-from workers.driver import LAST_SECONDS, Task, drive
-from workers.lifecycle import State
+from workers.driver import Task, drive
+from workers.lifecycle import ACTIVE, State
+from workers.processes import JOBS_LOCK, LAST_SECONDS, Identity, alone, how_it_died, identity
 from workers.queue import LEASE_SECONDS, Entry, Fenced, Queue, Selection
 
-AGENT_LOCK, JOBS_LOCK = "agent.lock", "jobs.lock"
-"""Held alone by the agent, and shared by the agent and its job processes."""
 TICK_SECONDS = 1.0
 """An agent that nobody wakes looks at the queue so often."""
 RENEW_SECONDS = LEASE_SECONDS / 5
 ASKED_SECONDS = 0.2
 """Time between two looks at what people want to end, when they may want something."""
-WAIT_FOR_THE_DEAD = 5.0
-"""Processes of a dead agent end within this time, or are killed."""
-CLUSTER_SECONDS = 90.0
-"""A cluster that has not started by then will not."""
-BACK_OFF = (0.5, 30.0)
-"""Seconds before the next attempt after a cluster failed: at first, and at most."""
 LAST_WORDS = 20
 """Lines of a dead process's output that go into its job's log."""
 SHOW_SECONDS = 0.5
@@ -111,7 +101,7 @@ class Agent:
         self.attempts: dict[str, Attempt] = {}
         self.processes = get_context("forkserver")
         self.processes.set_forkserver_preload(PRELOADED)
-        self.cluster = Host(settings.cluster)
+        self.cluster = Hosted(settings.cluster)
         self.renewed = self.announced = self.shown = 0.0
         self.board: dict[str, Any] = {}
         self.statements: dict[str, str] = {}
@@ -122,15 +112,19 @@ class Agent:
         signal.signal(signal.SIGTERM, self._end)
         self.state.mkdir(parents=True, exist_ok=True)
         forkserver.ensure_running()  # it imports what jobs need while the cluster starts
-        with alone(self.state, self.queue, self.settings.name), self.cluster:
-            for left in self.state.glob("*-*.out"):
-                left.unlink(missing_ok=True)
-            kill_processes_of(self.queue, self.settings.name)  # one may be frozen, and not hold the lock yet
+        with alone(self.state, self._left), self.cluster:
+            for output in self.state.glob("*-*.out"):
+                output.unlink(missing_ok=True)
             self.queue.recover(self.settings.name)
             while not self.stopping:
                 with surviving():
                     self._step()
             self._give_back()
+
+    def _left(self) -> list[Identity]:
+        """Job processes that the agent before this one may have left."""
+        held = self.queue.select(Selection(states=list(ACTIVE), limit=1000))
+        return [one.process for one in held if one.agent == self.settings.name and one.process is not None]
 
     def _end(self, *_: Any) -> None:
         self.stopping = True
@@ -383,213 +377,6 @@ class Agent:
             for attempt in self.attempts.values():
                 if before is not None and not attempt.ended:  # its cluster is gone, and it would wait for an answer
                     self._end_attempt(attempt)
-
-
-class Host:
-    """The cluster: one that runs elsewhere, or a process that is started again whenever it ends."""
-
-    def __init__(self, model: Cluster) -> None:
-        self.model = model
-        self.address: Address | None = None
-        self.dashboard: str | None = None
-        self.jobs_page = False
-        self.error: str | None = None
-        self.next_start = 0.0
-        self._pause = BACK_OFF[0]
-        self._process: subprocess.Popen[str] | None = None
-        self._began = 0.0
-
-    def __enter__(self) -> "Host":
-        self.tend()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self.board.close()
-            try:
-                self._process.wait(LAST_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-
-    @property
-    def ready(self) -> bool:
-        """Whether jobs may be given to it."""
-        return self.address is not None and time.monotonic() >= self.next_start
-
-    def well(self) -> None:
-        """A job has reached it: whatever was wrong is over."""
-        self._pause = BACK_OFF[0]
-
-    def watched(self) -> list[int]:
-        """What is ready to be read when the cluster has started, or has ended."""
-        return [] if self._process is None or self._process.stdout is None else [self._process.stdout.fileno()]
-
-    def described(self) -> dict[str, Any]:
-        """For people who ask the server."""
-        return {
-            "kind": self.model.kind,
-            "address": None if self.address is None else self.address.address,
-            "dashboard": self.dashboard,
-            "error": self.error,
-        }
-
-    def tend(self) -> None:
-        """Start what should run, and hear what it says."""
-        if self._process is None:
-            if time.monotonic() >= self.next_start:
-                self._start()
-            return
-        if self.address is None and connection.wait(self.watched(), timeout=0):
-            self._greeted()
-        if self._process.poll() is not None:
-            self._is_gone()
-        elif self.address is None and time.monotonic() - self._began > CLUSTER_SECONDS:
-            self.error = f"The cluster did not start within {CLUSTER_SECONDS:.0f} s."
-            self._process.kill()
-
-    def back_off(self) -> None:
-        """Take no jobs for a while, and start no cluster: it would fail as the last time."""
-        self.next_start = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, BACK_OFF[1])
-
-    def _start(self) -> None:
-        command = [sys.executable, "-P", "-m", "workers.clusters.host"]
-        self._began = time.monotonic()
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        assert self._process.stdin is not None
-        self.board = Board(self._process.stdin)
-        self.board.put(self.model.model_dump_json())
-
-    def _greeted(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            return
-        said = json.loads(line)
-        if "error" in said:
-            self.error = said["error"]
-            return
-        self.address = self.model if isinstance(self.model, Address) else Address(address=said["address"])
-        self.dashboard, self.jobs_page, self.error = said["dashboard"], said["jobs_page"], None
-        self._pause = BACK_OFF[0]
-
-    def _last_words(self) -> str:
-        """Why it ended, if it said so."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        os.set_blocking(self._process.stdout.fileno(), False)
-        with suppress(OSError, ValueError, TypeError):
-            return str(json.loads(self._process.stdout.readline())["error"])
-        return ""
-
-    def _is_gone(self) -> None:
-        assert self._process is not None
-        code = self._process.returncode
-        if self.address is not None or self.error is None:
-            self.error = self._last_words() or how_it_died(code, "The cluster's process")
-        self.board.close()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._process = self.dashboard = self.address = None
-        self.back_off()
-
-
-class Board(threading.Thread):
-    """Writes lines to the cluster's process, of which only the latest counts: one that is stuck holds up nobody."""
-
-    def __init__(self, pipe: IO[str]) -> None:
-        super().__init__(daemon=True, name="board")
-        self._pipe = pipe
-        self._latest: queue.Queue[str | None] = queue.Queue()
-        self.start()
-
-    def put(self, line: str) -> None:
-        """Show this next."""
-        self._latest.put(line)
-
-    def close(self) -> None:
-        """End the cluster's process."""
-        self._latest.put(None)
-
-    @property
-    def behind(self) -> bool:
-        """Whether what was put last is not written yet."""
-        return not self._latest.empty()
-
-    def run(self) -> None:
-        """Write until the end."""
-        with suppress(OSError, ValueError):
-            while (line := self._latest.get()) is not None:
-                self._pipe.write(line + "\n")
-                self._pipe.flush()
-        with suppress(OSError):
-            self._pipe.close()
-
-
-def how_it_died(code: int | None, what: str = "The job's process") -> str:
-    """What an exit status says about a process."""
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        memory = " The kernel does that when memory runs out." if -code == signal.SIGKILL else ""
-        return f"{what} was killed by {name}.{memory}"
-    return f"{what} ended with status {code} and without a word."
-
-
-def identity(pid: int) -> dict[str, Any]:
-    """A process, told from a later one of the same number."""
-    import psutil
-
-    try:
-        return {"pid": pid, "began": psutil.Process(pid).create_time()}
-    except psutil.NoSuchProcess:
-        return {"pid": pid, "began": 0.0}
-
-
-@contextmanager
-def alone(state: Path, queue: Queue, name: str) -> Iterator[None]:
-    """While this lasts, no process of an earlier agent of this place lives; those that do not end are killed.
-
-    Raises:
-        RunFailed: another agent of this place lives, and stays.
-    """
-    with (state / AGENT_LOCK).open("a") as agent, (state / JOBS_LOCK).open("a") as jobs:
-        if not _locked_within(agent, 2 * LAST_SECONDS):
-            raise RunFailed(f"Another agent works in {state} already. Stop it, or give this one a folder of its own.")
-        while not _locked_within(jobs, WAIT_FOR_THE_DEAD):
-            kill_processes_of(queue, name)
-        fcntl.flock(jobs, fcntl.LOCK_SH)  # job processes of ours share it
-        yield
-
-
-def _locked_within(lock: IO[str], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not _locked(lock):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def _locked(lock: IO[str]) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
-
-
-def kill_processes_of(queue: Queue, name: str) -> None:
-    """End the job processes that a dead agent has left: they hold its lock, and may be stuck."""
-    import psutil
-
-    for entry in queue.select(Selection(states=(State.STARTING, State.RUNNING, State.STOPPING), limit=1000)):
-        if entry.agent == name and entry.process is not None:
-            with suppress(psutil.NoSuchProcess):
-                process = psutil.Process(entry.process["pid"])
-                if abs(process.create_time() - entry.process["began"]) < 1:
-                    process.kill()
 
 
 @contextmanager

@@ -175,29 +175,22 @@ class Log(Reply):
     """Whether no more will come."""
 
 
-Text = Annotated[str, Field(max_length=2**20)]
-
-
-class SubmitRequest(Request):
-    """One job."""
+class JobRequest(Request):
+    """One job, to be planned."""
 
     job: dict[str, Any] | None = Field(None, examples=[{"kind": "svd", "matrix": "/data/A.zarr", "output": "/data/s"}])
     """What a job file says, as JSON."""
-    yaml: Text | None = None
+    yaml: Annotated[str, Field(max_length=2**20)] | None = None
     """The text of a job file, instead of `job`."""
+
+
+class SubmitRequest(JobRequest):
+    """One job, to be run."""
+
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
     """What to call it; the last part of its output when left out."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Higher ones are taken first."""
-
-
-class PlanRequest(Request):
-    """A job to be planned, not run."""
-
-    job: dict[str, Any] | None = None
-    """What a job file says, as JSON."""
-    yaml: Text | None = None
-    """The text of a job file, instead of `job`."""
 
 
 class ClusterReport(Reply):

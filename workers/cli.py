@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import click
 
 from pipelines.errors import Interrupted, JobFileError, RunFailed, TallgrassError
-from workers import commands, service
-from workers.output import answer, error_document, say
+from workers import administration, commands, service
+from workers.output import answer, error_document, say, unforeseen
 
 # A fifth of the time that `check` takes would go into looking for garbage among modules that were just imported, and
 # into a search of all installed packages for plug-ins of pydantic.
@@ -161,11 +161,7 @@ def _report(error: Exception, words: Sequence[str], code: int | None = None) -> 
 
 
 def _unexpected(error: Exception) -> str:
-    detail = f"{type(error).__name__}: {error}".rstrip(": ")
-    return (
-        f"something went wrong that Tallgrass did not foresee: {detail}. "
-        "Run it again with --debug for the traceback, and please report it."
-    )
+    return f"{unforeseen(error)} Run it again with --debug for the traceback, and please report it."
 
 
 def _usage_letter(error: click.UsageError) -> str:
@@ -202,7 +198,7 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (*commands.ALL, *service.ALL):
+for command in (*commands.ALL, *administration.ALL, *service.ALL):
     main.add_command(command)
 
 if __name__ == "__main__":

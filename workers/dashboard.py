@@ -8,12 +8,12 @@ that Bokeh keeps open: no browser asks the queue for anything.  A scheduler that
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from pipelines.units import format_bytes, format_clock, format_rate
+from pipelines.units import format_bytes, format_clock
+from workers.api import PassReport
 from workers.lifecycle import ACTIVE, OVER, State
+from workers.pages import Axes, figures, logarithms, part_of, template
 
 PAGE = "/jobs"
 EXTENSION = "tallgrass-jobs"
@@ -83,16 +83,8 @@ def render(board: Mapping[str, Any], chosen: str = "") -> str:
     ]
     mine = [job for job in jobs if chosen and job["id"] == chosen]
     groups = [("This job", mine), *((title, [j for j in found if j not in mine]) for title, found in groups)]
-    text: str = _template().render(board=board, groups=[group for group in groups if group[1]], chosen=chosen)
+    text: str = template("jobs.html").render(board=board, groups=[group for group in groups if group[1]], chosen=chosen)
     return text
-
-
-@cache
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader
-
-    folder = Path(__file__).parent / "templates"
-    return Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True).get_template("jobs.html")
 
 
 def _shown(job: Mapping[str, Any], server: str | None) -> dict[str, Any]:
@@ -122,28 +114,19 @@ def _time(job: Mapping[str, Any]) -> str:
 
 
 def _pass(one: Mapping[str, Any]) -> dict[str, Any]:
-    part = one["rows"] / one["of_rows"] if one["of_rows"] else float(one["done"])
-    rate = format_rate(one["bytes"] / one["seconds"]) if one["seconds"] else ""
-    if one["done"]:
-        figures = f"{format_bytes(one['bytes'])} in {format_clock(one['seconds'])}, {rate}"
-    else:
-        left = f"{format_clock(one['seconds'] * (1 - part) / part)} left" if part else ""
-        figures = ", ".join(filter(None, [f"{100 * part:.0f} %", rate, left]))
-    return {"name": one["name"], "done": one["done"], "percent": round(100 * part), "figures": figures}
+    report = PassReport.model_validate(one)
+    done = {"name": report.name, "done": report.done}
+    return done | {"percent": round(100 * part_of(report)), "figures": figures(report)}
 
 
 def _plot(spectrum: Sequence[float]) -> dict[str, str] | None:
     """Singular values on a logarithmic scale, the largest on the left."""
-    logs = [math.log10(value) for value in spectrum if value > 0]
-    if len(logs) < 2:
+    logs = logarithms(spectrum)
+    if not logs:
         return None
-    top, bottom = max(logs), min(logs)
-    height = HEIGHT - 24
-    points = (
-        f"{WIDTH * i / (len(logs) - 1):.1f},{12 + height * (top - value) / ((top - bottom) or 1):.1f}"
-        for i, value in enumerate(logs)
-    )
-    return {"points": " ".join(points), "largest": f"{10**top:.3g}", "smallest": f"{10**bottom:.3g}"}
+    axes = Axes(0, WIDTH, 12, HEIGHT - 12, min(logs), max(logs))
+    ends = {"largest": f"{10**axes.high:.3g}", "smallest": f"{10**axes.low:.3g}"}
+    return {"points": axes.line(logs), **ends}
 
 
 def spectrum_of(arrays: Mapping[str, Any], most: int = 60) -> list[float]:

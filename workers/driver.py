@@ -18,18 +18,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import ClusterUnreachable, JobCancelled, PlanRefused, TallgrassError
+from pipelines.errors import ClusterUnreachable, JobCancelled, PlanRefused, RunFailed, TallgrassError
 from pipelines.progress import Event, Note, PassFinished, PassProgress, PassStarted
+from workers.output import described, unforeseen
+from workers.processes import LAST_SECONDS, NICE
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from workers.clusters import Address
-
-NICE = 5
-"""Jobs and workers step back where cores are short: the server answers within milliseconds or people submit twice."""
-LAST_SECONDS = 10.0
-"""Time that an attempt has to clean up after it was told to end."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +196,11 @@ class Watching:
 def _document(error: BaseException) -> dict[str, Any]:
     """An error as it is kept and shown: the letter, and nothing of the code's insides."""
     if isinstance(error, TallgrassError):
-        return {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+        return described(error)
     import traceback
 
     traceback.print_exception(error)  # into the file that the agent keeps when an attempt ends like this
-    detail = f"{type(error).__name__}: {error}".rstrip(": ")
-    letter = f"something went wrong that Tallgrass did not foresee: {detail}. Please report it, with the job's log."
-    return {"kind": "RunFailed", "message": letter, "exit_code": 1}
+    return described(RunFailed(f"{unforeseen(error)} Please report it, with the job's log."))
 
 
 def _lost(error: BaseException) -> bool:

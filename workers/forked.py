@@ -4,6 +4,7 @@ No thread may start here, since threads do not survive a fork.
 """
 
 import pipelines.load  # noqa: F401
+import workers.dashboard  # noqa: F401
 from pipelines.execute import versions
 from pipelines.jobs import KINDS, job_model
 from workers.clusters import Address

@@ -94,5 +94,16 @@ def hint(text: str) -> None:
 
 def error_document(error: Exception, message: str | None = None) -> dict[str, Any]:
     """An error for scripts."""
+    return {"error": described(error, message)}
+
+
+def described(error: BaseException, message: str | None = None) -> dict[str, Any]:
+    """An error for scripts, and as the queue keeps it."""
     code = getattr(error, "exit_code", 1)
-    return {"error": {"kind": type(error).__name__, "message": message or str(error), "exit_code": code}}
+    return {"kind": type(error).__name__, "message": message or str(error), "exit_code": code}
+
+
+def unforeseen(error: BaseException) -> str:
+    """What to say of an error that is none of ours."""
+    detail = f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"something went wrong that Tallgrass did not foresee: {detail}."

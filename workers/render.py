@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from pipelines.units import format_bytes, format_clock, format_rate
+from pipelines.units import format_clock
 from workers import api
 from workers.lifecycle import State
+from workers.pages import figures, part_of
 
 BAR = 24
 """Characters of a progress bar."""
@@ -18,7 +19,7 @@ def job_table(jobs: Sequence[api.Job]) -> str:
     rows = [("ID", "NAME", "KIND", "STATE", "SUBMITTED", "TOOK", "PROGRESS")]
     for job in jobs:
         submitted = f"{job.submitted_at.astimezone():%Y-%m-%d %H:%M}"
-        rows.append((job.id, _short(job.name), job.kind, str(job.state), submitted, _took(job), _progress(job)))
+        rows.append((job.id, _short(job.name), job.kind, str(job.state), submitted, took(job), _progress(job)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -43,7 +44,7 @@ def _facts(job: api.JobDetails) -> list[tuple[str, str]]:
         ("output", job.output or ""),
         ("submitted", f"{job.submitted_at.astimezone():%Y-%m-%d %H:%M:%S}"),
         ("attempt", str(job.attempt) if job.attempt else ""),
-        ("took", _took(job)),
+        ("took", took(job)),
         ("priority", str(job.priority) if job.priority else ""),
         ("retry of", job.retry_of or ""),
         ("dashboard", job.dashboard or ""),
@@ -60,13 +61,8 @@ def _state(job: api.JobDetails) -> str:
 
 
 def _pass(one: api.PassReport) -> str:
-    part = one.rows / one.of_rows if one.of_rows else float(one.done)
-    bar = "█" * round(BAR * part) + "░" * (BAR - round(BAR * part))
-    rate = format_rate(one.bytes / one.seconds) if one.seconds else ""
-    if one.done:
-        return f"{one.name:14} {bar} {format_bytes(one.bytes)} in {format_clock(one.seconds)}, {rate}"
-    left = f", {format_clock(one.seconds * (1 - part) / part)} left" if part else ""
-    return f"{one.name:14} {bar} {100 * part:.0f} %, {rate}{left}"
+    full = round(BAR * part_of(one))
+    return f"{one.name:14} {'█' * full}{'░' * (BAR - full)} {figures(one)}"
 
 
 def _progress(job: api.Job) -> str:
@@ -78,7 +74,8 @@ def _progress(job: api.Job) -> str:
     return f"{last.name} {100 * last.rows // max(1, last.of_rows)} %"
 
 
-def _took(job: api.Job) -> str:
+def took(job: api.Job) -> str:
+    """The time of its latest attempt, so far."""
     if job.started_at is None:
         return ""
     end = job.finished_at or datetime.now(UTC)

@@ -1,18 +1,17 @@
 """A finished job on one page that needs no network: what it found, how far to trust it, what it took."""
 
-import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from pipelines.report import facts_of
-from pipelines.units import format_bytes, format_clock, format_rate
+from pipelines.units import format_bytes, format_rate
 from workers import api
+from workers.pages import Axes, logarithms, template
+from workers.render import took
 
-LEFT, RIGHT, TOP, BOTTOM = 60, 410, 10, 190
-"""Of a plot's axes, in pixels."""
+AXES = (60, 410, 10, 190)
+"""Left, right, top and bottom of a plot, in pixels."""
 MOST_BARS = 200
 """Right-hand sides whose residuals are drawn."""
 
@@ -21,11 +20,11 @@ def render_report(job: api.JobDetails, lines: Sequence[api.LogLine]) -> str:
     """The page, as HTML with nothing outside of it; whatever names and letters contain, they are text."""
     summary = job.summary or {}
     letter = job.error.message if job.error else summary.get("certificate", {}).get("statement", "")
-    text: str = _template().render(
+    text: str = template("report.html").render(
         job=job,
         letter=letter,
         submitted=f"{job.submitted_at:%Y-%m-%d %H:%M} UTC",
-        took=_took(job),
+        took=took(job) if job.over else "",
         facts=facts_of(summary),
         warnings=summary.get("certificate", {}).get("warnings") or [],
         plots=_plots(job, summary),
@@ -36,20 +35,6 @@ def render_report(job: api.JobDetails, lines: Sequence[api.LogLine]) -> str:
         lines=[f"{line.at:%H:%M:%S}  {line.text}" for line in lines],
     )
     return text
-
-
-@cache
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader
-
-    folder = Path(__file__).parent / "templates"
-    return Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True).get_template("report.html")
-
-
-def _took(job: api.JobDetails) -> str:
-    if job.started_at is None or job.finished_at is None:
-        return ""
-    return format_clock(max(0.0, (job.finished_at - job.started_at).total_seconds()))
 
 
 def _passes(job: api.JobDetails, plan: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -107,29 +92,22 @@ def _plots(job: api.JobDetails, summary: Mapping[str, Any]) -> list[dict[str, An
 
 def _line(title: str, values: Sequence[float]) -> dict[str, Any] | None:
     """On a logarithmic scale."""
-    logs = [math.log10(value) for value in values if value > 0]
-    if len(logs) < 2:
+    logs = logarithms(values)
+    if not logs:
         return None
-    low, high = min(logs), max(logs)
-    place = _scale(low, high)
-    xs = (LEFT + (RIGHT - LEFT) * i / (len(logs) - 1) for i in range(len(logs)))
-    points = " ".join(f"{x:.1f},{place(value):.1f}" for x, value in zip(xs, logs, strict=True))
-    ticks = [(round(place(t), 1), f"{10**t:.2g}") for t in (low, (low + high) / 2, high)]
-    return {"title": title, "points": points, "ticks": ticks, "last": len(values)}
+    axes = Axes(*AXES, min(logs), max(logs))
+    middle = (axes.low + axes.high) / 2
+    ticks = [(round(axes.y(t), 1), f"{10**t:.2g}") for t in (axes.low, middle, axes.high)]
+    return {"title": title, "points": axes.line(logs), "ticks": ticks, "last": len(values)}
 
 
 def _bars(title: str, values: Sequence[float]) -> dict[str, Any]:
-    high = max(values) or 1.0
-    place = _scale(0.0, high)
-    width = (RIGHT - LEFT) / len(values)
+    axes = Axes(*AXES, 0.0, max(values) or 1.0)
+    width = (axes.right - axes.left) / len(values)
     bars = [
-        {"x": round(LEFT + i * width, 1), "y": round(place(v), 1), "width": round(0.8 * width, 2),
-         "height": round(BOTTOM - place(v), 1)}
+        {"x": round(axes.left + i * width, 1), "y": round(axes.y(v), 1), "width": round(0.8 * width, 2),
+         "height": round(axes.bottom - axes.y(v), 1)}
         for i, v in enumerate(values)
     ]  # fmt: skip
-    ticks = [(round(place(t), 1), f"{t:.3g}") for t in (0.0, high / 2, high)]
+    ticks = [(round(axes.y(t), 1), f"{t:.3g}") for t in (0.0, axes.high / 2, axes.high)]
     return {"title": title, "bars": bars, "ticks": ticks, "last": len(values)}
-
-
-def _scale(low: float, high: float) -> Any:
-    return lambda value: BOTTOM - (BOTTOM - TOP) * (value - low) / ((high - low) or 1.0)

@@ -4,31 +4,27 @@ Every error is a problem document (RFC 9457) that carries the letter which the c
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-import sqlalchemy as sql
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.document import MOST_DEPTH
-from pipelines.errors import JobFileError, PlanRefused, RunFailed, TallgrassError
+from pipelines.errors import JobFileError, PlanRefused
 from workers import api
 from workers.commands import version
+from workers.database import readable
+from workers.guard import PROBLEM, Guard, answer_errors
 from workers.lifecycle import OVER, State
 from workers.places import check_places
-from workers.queue import Entry, Line, Queue, Selection, Submission, readable
+from workers.queue import Entry, Line, Queue, Selection, Submission
+from workers.tokens import Tokens
 
-MOST_BYTES = 2 * 2**20
-"""Of a request: a job file of the largest size, twice."""
 MOST_LINES = 1000
 """Of a log in a report."""
 MOST_WAIT = 60.0
@@ -74,7 +70,7 @@ class Service:
         if not self.rules.tokens:
             return Caller("local", may_submit=True)
         scheme, _, token = (authorization or "").partition(" ")
-        found = self.queue.scope_of(token.strip()) if scheme.lower() == "bearer" else None
+        found = Tokens(self.queue.database).scope_of(token.strip()) if scheme.lower() == "bearer" else None
         if found is None:
             raise api.Unauthorized(
                 "This server needs a token, and the request carries none that is valid. Set TALLGRASS_TOKEN to one "
@@ -82,7 +78,7 @@ class Service:
             )
         return Caller(found[0], may_submit=found[1] == "submit")
 
-    def job_in(self, body: api.SubmitRequest | api.PlanRequest) -> Any:
+    def job_in(self, body: api.JobRequest) -> Any:
         """The job that a request holds, as a model; its places are ours to open."""
         from pipelines.document import parse_document
         from pipelines.load import job_of
@@ -151,7 +147,7 @@ routes = APIRouter()
 @routes.get("/health", response_class=PlainTextResponse, tags=["server"])
 def health(service: Served) -> str:
     """ok, as long as the queue answers."""
-    service.queue.counts()
+    service.queue.agents()
     return "ok"
 
 
@@ -168,7 +164,7 @@ def server(service: Served, _: Reader) -> api.ServerReport:
     """What this server is, and how its clusters are."""
     queue, roots = service.queue, service.rules.roots
     return api.ServerReport(
-        version=version(), database=sql.make_url(queue.url).get_backend_name(), states=queue.counts(),
+        version=version(), database=queue.database.kind, states=queue.counts(),
         roots=None if roots is None else list(roots), clusters=[api.ClusterReport(**agent) for agent in queue.agents()],
     )  # fmt: skip
 
@@ -264,17 +260,11 @@ def retry(job: Id, service: Served, who: Submitter) -> api.JobDetails:
 
 
 @routes.post("/v1/plans", tags=["jobs"])
-def plan(body: api.PlanRequest, service: Served, _: Submitter) -> dict[str, Any]:
+def plan(body: api.JobRequest, service: Served, _: Submitter) -> dict[str, Any]:
     """What a job would cost on this server's cluster; nothing is read but metadata."""
     if service.rules.plan is None:
         raise PlanRefused("This server has no cluster of its own to plan for.")
     return service.rules.plan(service.job_in(body))
-
-
-_PROBLEM: dict[str, Any] = {
-    "description": "The letter that the command line shows",
-    "content": {"application/problem+json": {"schema": api.Problem.model_json_schema()}},
-}
 
 
 def create_app(queue: Queue, rules: Rules = Rules()) -> FastAPI:
@@ -282,12 +272,12 @@ def create_app(queue: Queue, rules: Rules = Rules()) -> FastAPI:
     app = FastAPI(
         title="Tallgrass", version=version(), docs_url=None, redoc_url=None,
         description="Submit, watch and stop jobs of linear algebra on matrices larger than memory.",
-        responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
+        responses={"4XX": PROBLEM, "5XX": PROBLEM},
     )  # fmt: skip
     app.state.service = Service(queue, rules)
     app.include_router(routes)
-    app.add_middleware(_Guard, rules=rules)
-    _answer_errors(app)
+    app.add_middleware(Guard, hosts=rules.hosts)
+    answer_errors(app)
     return app
 
 
@@ -312,95 +302,3 @@ def _told(entry: Entry) -> dict[str, Any]:
         **{name: getattr(entry, name) for name in (*same, "dashboard", "retry_of")},
         **{name: None if (at := getattr(entry, name)) is None else api.time_of(at) for name in times},
     }
-
-
-def _answer_errors(app: FastAPI) -> None:
-    """Every error in one shape."""
-
-    @app.exception_handler(TallgrassError)
-    async def ours(_: Request, error: TallgrassError) -> Response:
-        return _answer(api.problem_of(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return _answer(api.problem_of(JobFileError("\n".join(map(_fault, error.errors()))), 422))
-
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        problem = api.problem_of(JobFileError(f"{error.detail}. What there is stands in /openapi.json."))
-        return _answer(problem.model_copy(update={"status": error.status_code}), error.headers)
-
-    @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> Response:
-        letter = f"The server did not foresee this: {type(error).__name__}. Its log has the details; please report it."
-        return _answer(api.problem_of(RunFailed(letter), 500))
-
-
-def _fault(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header"))
-    return f"{place or 'the request'}: {fault['msg']}"
-
-
-def _answer(problem: api.Problem, headers: Any = None) -> Response:
-    more = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
-    problem = problem.model_copy(update={"detail": readable(problem.detail)})
-    return JSONResponse(
-        problem.model_dump(), problem.status, {**(headers or {}), **more}, media_type="application/problem+json"
-    )
-
-
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]+))(?::\d{1,5})?")
-"""A Host header: an address or a name, with or without a port."""
-
-
-class _Guard:
-    """Before anything else: who is addressed, and how much is sent."""
-
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
-        self.app, self.rules = app, rules
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if refused := self._refused(headers):
-            await refused(scope, receive, send)
-            return
-        await self._limited(scope, receive, send)
-
-    def _refused(self, headers: dict[str, str]) -> Response | None:
-        host = _HOST.fullmatch(headers.get("host", "").lower())
-        if self.rules.hosts is not None and (host is None or (host[1] or host[2]) not in self.rules.hosts):
-            known = ", ".join(dict.fromkeys(self.rules.hosts))
-            letter = f"This server is not known as {headers.get('host', '')[:100]!r}. Use one of: {known}"
-            return _answer(api.problem_of(JobFileError(letter), 421))
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > MOST_BYTES:
-            return _too_large()
-        return None
-
-    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application, with a body that is there as a whole, or an answer that it is too large."""
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-            if len(body) > MOST_BYTES:
-                await _too_large()(scope, receive, send)
-                return
-        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replay, send)
-
-
-def _too_large() -> Response:
-    letter = (
-        f"The request is larger than {MOST_BYTES:,} bytes; a job file has a few hundred. Name arrays by their place."
-    )
-    return _answer(api.problem_of(JobFileError(letter), 413), {"Connection": "close"})  # the rest is not waited for

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import JobFileError, PlanRefused, RunFailed
 from pipelines.roots import confine
-from workers.driver import LAST_SECONDS
+from workers.processes import LAST_SECONDS
 
 if TYPE_CHECKING:
     from workers.queue import Queue
@@ -227,11 +227,12 @@ def _listening(options: Options) -> Iterator[socket.socket]:
 
 def _tokens_needed(options: Options, queue: "Queue") -> bool:
     """Whether requests need tokens: where other machines can send them."""
+    from workers.database import shown_url
+    from workers.tokens import Tokens
+
     if _is_loopback(options.host):
         return False
-    if not any(token["revoked_at"] is None for token in queue.tokens()):
-        from workers.queue import shown_url
-
+    if not any(token["revoked_at"] is None for token in Tokens(queue.database).all()):
         raise PlanRefused(
             f"At {options.host} other machines could submit jobs, and there is no token to keep them from it. Make one "
             f"first: tallgrass token create NAME --database {shown_url(options.database)}"

@@ -133,19 +133,19 @@ class MatrixJob(Model):
 
 def must_be_apart(output: str | None, name: str, array: Any) -> None:
     """Writing the result must not touch the input: neither may lie inside the other."""
-    if output is not None and _canonical(output) == os.path.sep:
+    if output is not None and canonical(output) == os.path.sep:
         raise needed("an output with a name, such as results/x.zarr; this is the root of the file system")
     url = array.url if isinstance(array, ArraySource) else array
     if output is None or not isinstance(url, str):
         return
-    result, stored = _canonical(output), _canonical(url)
+    result, stored = canonical(output), canonical(url)
     if (result + "/").startswith(stored + "/"):
         raise needed(f"an output outside the input; {output} lies inside {name}, {url}")
     if (stored + "/").startswith(result + "/"):
         raise needed(f"an output outside the input; {name}, {url}, lies inside {output} and would be replaced")
 
 
-def _canonical(url: str) -> str:
+def canonical(url: str) -> str:
     """One spelling for every way to write a place."""
     if "://" in url and not url.startswith("file://"):
         scheme, _, rest = url.partition("://")
@@ -164,5 +164,6 @@ __all__ = [
     "RequireFactors",
     "Rtol",
     "as_source",
+    "canonical",
     "must_be_apart",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipelines.errors import TallgrassError
-from workers.driver import NICE
+from workers.processes import NICE
 
 AWAY_SECONDS = 3.0
 """A scheduler that has not been there for so long is gone."""
