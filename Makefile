@@ -11,9 +11,12 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 PROBE := import sys, ensurepip; v = sys.version_info; v[3] == "final" and \
 	print("%d%03d%03d %d.%d.%d " % (v[:3] + v[:3]) + sys.executable)
 
-# All Pythons of the PATH and of pyenv, newest first, one per line. PYTHON=... asks for one.
+# All Pythons of the PATH and of pyenv, newest first, one per line. PYTHON=... asks for one. HOME need not be where
+# the account lives (sudo, build machines), so the account is asked too.
+ACCOUNT_HOME = $(shell eval echo "~$$(id -un)")
 PYTHONS = { for python in $(or $(PYTHON),python3.14 python3.13 python3.12 python3 python \
-		"$$HOME"/.pyenv/versions/*/bin/python "$${PYENV_ROOT:-/none}"/versions/*/bin/python); \
+		"$$HOME"/.pyenv/versions/*/bin/python $(ACCOUNT_HOME)/.pyenv/versions/*/bin/python \
+		"$${PYENV_ROOT:-/none}"/versions/*/bin/python); \
 	do "$$python" -c '$(PROBE)' 2>/dev/null </dev/null; done; true; } | sort -rn | cut -d ' ' -f 2-
 
 # The newest one, or a letter that says what was found and what to do.
