@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,12 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 ROOT = Path(__file__).parents[1]
+
+# Started in the background of a shell, or by nohup, this process ignores signals, and so would the commands that it
+# starts, which the tests interrupt as a person would.
+for number, usual in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 def stored(path: Path | str, array: np.ndarray, chunks: tuple[int, ...] | None = None, **options: Any) -> str:
@@ -84,5 +91,6 @@ def written(folder: Path, job: dict[str, Any]) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """A user's environment from which the tests' own packages can be imported."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    """A user's environment from which the tests' own packages can be imported; its streams have their usual buffers."""
+    mine = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return mine | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}

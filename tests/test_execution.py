@@ -25,6 +25,7 @@ from pipelines import LeastSquares, Pseudoinverse, open_result, run
 from pipelines.errors import PlanRefused, RunFailed
 from pipelines.plan import Resources
 from pipelines.progress import PassProgress, PassStarted
+from tests.conftest import environment
 from workers.clusters import Local, open_cluster
 
 SECONDS = 60
@@ -41,10 +42,6 @@ def long(store, tmp_path_factory):
     rhs = store(folder / "b", b.astype(float), (1000,), compressors=[Crc32cCodec()])
     in_one = store(folder / "C", A, A.shape, compressors=[Crc32cCodec()])  # one chunk, so one task of some seconds
     return SimpleNamespace(fields={"matrix": matrix, "rhs": rhs}, in_one={"matrix": in_one, "rhs": rhs}, x=x)
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])}
 
 
 def written(folder: Path, job: dict) -> None:

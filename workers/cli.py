@@ -19,7 +19,7 @@ import click
 
 from pipelines.errors import Interrupted, JobFileError, RunFailed, TallgrassError
 from workers import administration, commands, service
-from workers.output import answer, error_document, say, unforeseen
+from workers.output import answer, end_stderr, error_document, say, unforeseen
 
 # A fifth of the time that `check` takes would go into looking for garbage among modules that were just imported, and
 # into a search of all installed packages for plug-ins of pydantic.
@@ -64,6 +64,7 @@ class Tallgrass(click.Group):
         if args is None:  # the program, which only has to end now: a signal would give it another exit code
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
+            end_stderr()
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -77,6 +77,15 @@ def say(text: str) -> None:
         click.echo(text, err=True)
 
 
+def end_stderr() -> None:
+    """Before the program ends: Python makes of a buffer that cannot be written an exit code of its own, 120."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def _json_ready(value: Any) -> Any:
     """JSON has no NaN and no infinity; null stands for them."""
     if isinstance(value, Mapping):
