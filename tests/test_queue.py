@@ -1,8 +1,10 @@
 """The queue: nothing lost, nothing twice, and no state that the table does not know; in SQLite and in PostgreSQL."""
 
+import itertools
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import sqlalchemy as sql
@@ -50,7 +52,7 @@ def addresses(tmp_path_factory):
 
     def address(kind):
         if kind not in opened:
-            context = postgres(tmp_path_factory.mktemp("postgres"))
+            context = postgres()
             opened[kind] = context.__enter__()
             contexts.append(context)
         return opened[kind]
@@ -405,11 +407,15 @@ class Events(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
+        ids = (f"job{number:03}" for number in itertools.count())
+        self.patch = mock.patch("workers.queue.new_id", ids.__next__)  # the same order whenever Hypothesis tries again
+        self.patch.start()
         self.folder = tempfile.TemporaryDirectory()
         self.queue = Queue(f"sqlite:///{self.folder.name}/queue.db", Clock())
         self.held, self.states = [], {}
 
     def teardown(self):
+        self.patch.stop()
         self.queue.close()
         self.folder.cleanup()
 

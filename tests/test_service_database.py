@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,9 +25,8 @@ def control(folder, *words):
 
 def test_jobs_end_well_though_the_database_was_away_and_a_process_died_meanwhile(tmp_path):
     store_slow(tmp_path / "A")
-    folder = tmp_path / "postgres"
-    folder.mkdir()
-    with postgres(folder) as url, Served(tmp_path, "--database", url) as served, Client(served.url) as client:
+    with postgres() as url, Served(tmp_path, "--database", url) as served, Client(served.url) as client:
+        folder = Path(url.partition("host=")[2])
         fields = {"kind": "svd", "matrix": f"{tmp_path}/A", "vectors": "both"}
         ids = [client.submit(fields | {"output": f"{tmp_path}/{number}.zarr"}).id for number in range(3)]
         wait_for(lambda: client.job(ids[0]).state is State.RUNNING)
