@@ -36,7 +36,7 @@ def fake_run(monkeypatch):
 
     outcome = SimpleNamespace(error=None, shortfalls=(), events=())
 
-    def execute(job, client, listener):
+    def execute(job, client, listener, resources):
         for event in outcome.events:
             listener(event)
         if outcome.error:

@@ -181,11 +181,11 @@ class Agent:
             self._start(entry)
 
     def _start(self, entry: Entry) -> None:
-        assert self.cluster.address is not None
+        assert self.cluster.reached is not None
         ours, theirs = connection.Pipe()
         output = self.state / f"{entry.id}-{entry.attempt}.out"
         task = Task(
-            entry.id, entry.name, entry.attempt, entry.job, self.cluster.address, self.settings.roots,
+            entry.id, entry.name, entry.attempt, entry.job, self.cluster.reached, self.settings.roots,
             str(self.state / JOBS_LOCK), str(output),
         )  # fmt: skip
         process = self.processes.Process(target=drive, args=(task, theirs), name=entry.id)
@@ -228,10 +228,9 @@ class Agent:
     def _take(self, attempt: Attempt, message: tuple[Any, ...]) -> None:
         entry, queue = attempt.entry, self.queue
         match message:
-            case ("running", dashboard):
-                link = f"{dashboard.removesuffix('/status')}/jobs?job={entry.id}" if dashboard else None
+            case ("running",):
                 with suppress(Fenced):  # a stop may have come first
-                    queue.update(entry, State.RUNNING, dashboard=link if self.cluster.jobs_page else dashboard)
+                    queue.update(entry, State.RUNNING, dashboard=self.cluster.page_of(entry.id))
                 self.cluster.well()
             case ("progress", document):
                 queue.update(entry, progress=document, more=attempt.read_since(document))
@@ -323,7 +322,7 @@ class Agent:
 
     def _show(self) -> None:
         """Let the dashboard show what has changed, twice a second at most."""
-        if not self.cluster.jobs_page or self.cluster.address is None or self.cluster.board.behind:
+        if not self.cluster.jobs_page or self.cluster.reached is None or self.cluster.board.behind:
             return
         if time.monotonic() < self.shown + (SHOW_SECONDS if self.changed else IDLE_SECONDS):
             return
@@ -370,9 +369,9 @@ class Agent:
                 self.queue.release(attempt.entry)
 
     def _watch_cluster(self) -> None:
-        before = self.cluster.address
+        before = self.cluster.reached
         self.cluster.tend()
-        if self.cluster.address != before:
+        if self.cluster.reached != before:
             self.queue.announce(self.settings.name, self.cluster.described())
             for attempt in self.attempts.values():
                 if before is not None and not attempt.ended:  # its cluster is gone, and it would wait for an answer

@@ -135,7 +135,7 @@ def _run(job: Any, cluster: Any) -> "Result":
     """The result of a job on a cluster that lives as long as the run; what cannot fit never starts one."""
     from pipelines.execute import run as execute
     from pipelines.progress import Note
-    from workers.clusters import dashboard_link, open_cluster
+    from workers.clusters import dashboard_link, open_cluster, promised
     from workers.terminal import watching
 
     spans = _spans(job, cluster)
@@ -143,7 +143,7 @@ def _run(job: Any, cluster: Any) -> "Result":
         with watching(asked("quiet")) as listener, open_cluster(cluster, spans) as client:
             if link := dashboard_link(client):
                 listener(Note(f"dashboard: {link}"))
-            return execute(job, client=client, listener=listener)
+            return execute(job, client=client, listener=listener, resources=promised(cluster))
     except BaseException:
         _sweep(job.output)  # what workers wrote while they were being ended
         raise
@@ -159,9 +159,9 @@ def _sweep(output: str | None) -> None:
 def _spans(job: Any, cluster: Any) -> int | None:
     """Tasks that can run at the same time: a local cluster starts no more workers than that."""
     from pipelines.plan import make_plan
-    from workers.clusters import Address
+    from workers.clusters import Local
 
-    return None if isinstance(cluster, Address) else make_plan(job, _offer(cluster)).spans
+    return make_plan(job, _offer(cluster)).spans if isinstance(cluster, Local | None) else None
 
 
 @command(
@@ -261,13 +261,9 @@ def load_cluster(path: str | None) -> Any:
 
 
 def _offer(cluster: Any) -> "Resources":
-    """What a cluster offers: a local one without starting it, an existing one by asking it."""
-    from workers.clusters import Address, Local, open_cluster, resources, resources_of
+    from workers.clusters import resources_of
 
-    if isinstance(cluster, Address):
-        with open_cluster(cluster) as client:
-            return resources(client)
-    return resources_of(cluster or Local())
+    return resources_of(cluster)
 
 
 def _resources(cluster_file: str | None, workers: int | None, threads: int | None, memory: str | None) -> "Resources":

@@ -1,8 +1,9 @@
 """One attempt at one job, in a process of its own: whatever it does to itself, server and agent live on.
 
-It speaks with the agent through a pipe, in tuples whose first word says what they are.  From here: ("running",
-dashboard), ("progress", {...}), ("log", [lines]), ("commit?",), and at last ("done", summary, shortfalls) or ("error",
-{...}, lost).  From there: ("commit", True or False).  When the pipe closes, the agent is dead, and this attempt ends.
+It speaks with the agent through a pipe, in tuples whose first word says what they are.  From here: ("running",),
+("progress", {...}), ("log", [lines]), ("commit?",), and at last ("done", summary, shortfalls) or
+("error", {...}, lost).  From there: ("commit", True or False).  When the pipe closes, the agent is dead, and this
+attempt ends.
 """
 
 import fcntl
@@ -26,7 +27,7 @@ from workers.processes import LAST_SECONDS, NICE
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from workers.clusters import Address
+    from workers.clusters import Reached
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Task:
     name: str
     attempt: int
     job: dict[str, Any]
-    cluster: "Address"
+    cluster: "Reached"
     roots: tuple[str, ...] | None
     """Where it may read and write; anywhere when None."""
     lock: str
@@ -118,7 +119,7 @@ def _run(task: Task, agent: Agent) -> tuple[dict[str, Any], tuple[str, ...]]:
     from pipelines.execute import Submission, run
     from pipelines.load import job_of
     from pipelines.roots import confine
-    from workers.clusters import dashboard_link, open_cluster
+    from workers.clusters import open_cluster
 
     if task.roots is not None:
         confine(task.roots)
@@ -126,7 +127,7 @@ def _run(task: Task, agent: Agent) -> tuple[dict[str, Any], tuple[str, ...]]:
     if found := _done_before(task):
         return found
     with open_cluster(task.cluster) as client:
-        agent.tell("running", dashboard_link(client))
+        agent.tell("running")
         submission = Submission(task.id, task.name, task.attempt, agent.before_commit)
         watching = Watching(agent)
         try:

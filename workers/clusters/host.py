@@ -18,13 +18,16 @@ from pydantic import TypeAdapter
 from pipelines.errors import TallgrassError
 from workers.processes import NICE
 
+HERE = ("local", "ssh", "jobqueue")
+"""Kinds of cluster whose scheduler runs in this process."""
+
 AWAY_SECONDS = 3.0
 """A scheduler that has not been there for so long is gone."""
 
 
 def main() -> None:
     """Start the cluster, or connect to it; say where it is; show what the agent says."""
-    from workers.clusters import Cluster, dashboard, dashboard_link, open_cluster
+    from workers.clusters import Cluster, dashboard, dashboard_link, open_cluster, reached_by
 
     os.nice(NICE)  # workers inherit it
     model: Any = TypeAdapter(Cluster).validate_json(sys.stdin.readline())
@@ -32,10 +35,10 @@ def main() -> None:
     try:
         with open_cluster(model) as client:
             assert client.scheduler is not None
-            jobs_page = model.kind == "local" or _has_page(client)
+            jobs_page = model.kind in HERE or _has_page(client)
             threading.Thread(target=_watch, args=(client,), daemon=True).start()
-            said = {"address": client.scheduler.address, "dashboard": dashboard_link(client), "jobs_page": jobs_page}
-            _say(said)
+            reached = reached_by(model, client).model_dump()
+            _say({"reached": reached, "dashboard": dashboard_link(client), "jobs_page": jobs_page})
             for line in sys.stdin:
                 if jobs_page:
                     _show(client, json.loads(line))

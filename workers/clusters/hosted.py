@@ -11,11 +11,13 @@ from contextlib import suppress
 from multiprocessing import connection
 from typing import IO, Any
 
-from workers.clusters import Address, Cluster
+from pydantic import TypeAdapter
+
+from workers.clusters import Cluster, Reached
 from workers.processes import LAST_SECONDS, how_it_died
 
 STARTING_SECONDS = 90.0
-"""A cluster that has not started by then will not."""
+"""A cluster that has not started by then will not, unless its model gives it a time, after which it says so itself."""
 BACK_OFF = (0.5, 30.0)
 """Seconds before the next attempt after a cluster failed: at first, and at most."""
 
@@ -25,12 +27,14 @@ class Hosted:
 
     def __init__(self, model: Cluster) -> None:
         self.model = model
-        self.address: Address | None = None
+        self.reached: Reached | None = None
+        """By what drivers connect to it, once it runs."""
         self.dashboard: str | None = None
         self.jobs_page = False
         self.error: str | None = None
         self.next_start = 0.0
         self._pause = BACK_OFF[0]
+        self._patience = STARTING_SECONDS + getattr(model, "start_timeout", 0.0)
         self._process: subprocess.Popen[str] | None = None
         self._began = 0.0
 
@@ -46,10 +50,16 @@ class Hosted:
             except subprocess.TimeoutExpired:
                 self._process.kill()
 
+    def page_of(self, job: str) -> str | None:
+        """Where the dashboard shows a job."""
+        if self.dashboard is None or not self.jobs_page:
+            return self.dashboard
+        return f"{self.dashboard.removesuffix('/status')}/jobs?job={job}"
+
     @property
     def ready(self) -> bool:
         """Whether jobs may be given to it."""
-        return self.address is not None and time.monotonic() >= self.next_start
+        return self.reached is not None and time.monotonic() >= self.next_start
 
     def well(self) -> None:
         """A job has reached it: whatever was wrong is over."""
@@ -63,7 +73,7 @@ class Hosted:
         """For people who ask the server."""
         return {
             "kind": self.model.kind,
-            "address": None if self.address is None else self.address.address,
+            "address": None if self.reached is None else self.reached.address,
             "dashboard": self.dashboard,
             "error": self.error,
         }
@@ -74,12 +84,12 @@ class Hosted:
             if time.monotonic() >= self.next_start:
                 self._start()
             return
-        if self.address is None and connection.wait(self.watched(), timeout=0):
+        if self.reached is None and connection.wait(self.watched(), timeout=0):
             self._greeted()
         if self._process.poll() is not None:
             self._is_gone()
-        elif self.address is None and time.monotonic() - self._began > STARTING_SECONDS:
-            self.error = f"The cluster did not start within {STARTING_SECONDS:.0f} s."
+        elif self.reached is None and time.monotonic() - self._began > self._patience:
+            self.error = f"The cluster did not start within {self._patience:.0f} s."
             self._process.kill()
 
     def back_off(self) -> None:
@@ -107,7 +117,7 @@ class Hosted:
         if "error" in said:
             self.error = said["error"]
             return
-        self.address = self.model if isinstance(self.model, Address) else Address(address=said["address"])
+        self.reached = TypeAdapter[Reached](Reached).validate_python(said["reached"])
         self.dashboard, self.jobs_page, self.error = said["dashboard"], said["jobs_page"], None
         self._pause = BACK_OFF[0]
 
@@ -123,12 +133,12 @@ class Hosted:
     def _is_gone(self) -> None:
         assert self._process is not None
         code = self._process.returncode
-        if self.address is not None or self.error is None:
+        if self.reached is not None or self.error is None:
             self.error = self._last_words() or how_it_died(code, "The cluster's process")
         self.board.close()
         assert self._process.stdout is not None
         self._process.stdout.close()
-        self._process = self.dashboard = self.address = None
+        self._process = self.dashboard = self.reached = None
         self.back_off()
 
 

@@ -43,6 +43,10 @@ def _enough_for_a_worker(memory: int) -> int:
     return memory
 
 
+WorkerBytes = Annotated[Bytes, AfterValidator(_enough_for_a_worker)]
+"""Memory of a worker process."""
+
+
 class Local(Model):
     """Worker processes on this machine.
 
@@ -58,7 +62,7 @@ class Local(Model):
     """Worker processes; auto is one per `threads` cores, and no more than the job has tasks."""
     threads: Annotated[int, Field(ge=1), NOT_BOOL] = 1
     """Tasks that one process runs at a time, each with one BLAS thread; they share its memory."""
-    memory: Literal["auto"] | Annotated[Bytes, AfterValidator(_enough_for_a_worker)] = "auto"
+    memory: Literal["auto"] | WorkerBytes = "auto"
     """Memory of each worker process, such as "4 GiB"; at 95 % of it the worker is started anew."""
     dashboard: Literal["auto", False] | Annotated[int, Field(ge=1, le=65535), NOT_BOOL] = "auto"
     """Port of Dask's dashboard; auto is 8787, or another where that is taken; false shows none."""
@@ -150,7 +154,7 @@ def open_local(model: Local, spans: int | None = None) -> Iterator["Client"]:
         from workers.clusters.logs import quiet
 
         stack.enter_context(quiet())
-        scratch = stack.enter_context(_scratch_folder(model.scratch))
+        scratch = stack.enter_context(scratch_folder(model.scratch))
         here = {"distributed.worker.multiprocessing-method": method, "temporary-directory": str(scratch)}
         stack.enter_context(dask.config.set(SETTINGS | here))
         cluster = stack.enter_context(_cluster(model, resources, scratch))
@@ -163,7 +167,7 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
 
     from workers.clusters import dashboard
 
-    nanny = _nanny()
+    nanny = nanny_class()
     try:
         cluster = distributed.LocalCluster(
             n_workers=resources.workers,
@@ -172,7 +176,7 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
             worker_class=nanny,
             host="127.0.0.1",
             # bokeh is imported when somebody looks at the dashboard, so it is attached below.
-            scheduler_kwargs={"dashboard": False, "dashboard_address": f"127.0.0.1:{_port(model.dashboard)}"},
+            scheduler_kwargs={"dashboard": False, "dashboard_address": f"127.0.0.1:{dashboard_port(model.dashboard)}"},
             silence_logs=50,  # workers print nothing either
             local_directory=str(scratch),
         )
@@ -198,7 +202,7 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
             cluster.close(timeout=CLOSE_SECONDS)
 
 
-def _nanny() -> Any:
+def nanny_class() -> Any:
     """A class for the workers of one cluster: Dask's Nanny, which watches one worker process, with two differences.
 
     It waits for nothing when it closes: results are in their store, and states can be redone. And it starts one
@@ -239,7 +243,7 @@ def _does_not_start(resources: "Resources", error: Exception) -> str:
     )
 
 
-def _port(dashboard: int | Literal["auto", False]) -> int:
+def dashboard_port(dashboard: int | Literal["auto", False]) -> int:
     """The port for the scheduler's HTTP server, which runs in any case; 0 lets the system choose."""
     if dashboard is False:
         return 0
@@ -262,7 +266,7 @@ def _free(port: int) -> bool:
 
 
 @contextmanager
-def _scratch_folder(parent: str | None) -> Iterator[Path]:
+def scratch_folder(parent: str | None) -> Iterator[Path]:
     """A folder of our own, removed at the end; what runs that were killed left behind goes at the start."""
     base = Path(parent or tempfile.gettempdir())
     try:
