@@ -13,6 +13,7 @@ from pipelines.engine import Engine, graph_of, one_blas_thread
 from pipelines.engine import Work as Rows
 from pipelines.inputs import DaskRows, Inputs, open_inputs
 from pipelines.jobs import Job
+from pipelines.jobs.base import address_of
 from pipelines.kinds import kind_of, resolved
 from pipelines.kinds.base import Outcome, Work
 from pipelines.matrix import Span, System
@@ -66,7 +67,9 @@ def run(
     staging = (
         None
         if job.output is None
-        else Staging(job.output, run_id, overwrite=job.overwrite, compressor=getattr(job, "compressor", "none"))
+        else Staging(
+            address_of(job.output, job), run_id, overwrite=job.overwrite, compressor=getattr(job, "compressor", "none")
+        )
     )
     label = None if submission is None else submission.name
     engine = Engine(client, listener, job.no_progress_timeout, resources.threads, label)
@@ -162,6 +165,6 @@ def _described(inputs: Inputs, identity: tuple[int, int, int]) -> dict[str, Any]
         if name in inputs.infos:
             info = inputs.infos[name]
             shape, chunks = list(info.shape), list(info.chunks)
-            found[name] = {"url": info.url, "shape": shape, "dtype": str(info.dtype), "chunks": chunks,
+            found[name] = {"url": str(info.url), "shape": shape, "dtype": str(info.dtype), "chunks": chunks,
                            "fingerprint": f"{number:032x}"}  # fmt: skip
     return found

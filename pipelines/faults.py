@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from pipelines.document import Document, Place
+from pipelines.fields import redacted
 
 _NEEDED = {
     "string_type": "text",
@@ -72,6 +73,8 @@ def _what_is_wrong(place: Place, faults: list[Mapping[str, Any]], document: Docu
     if first["type"] == "extra_forbidden":
         names = [name for owner in models_at(model, place[:-1]) for name in owner.model_fields]
         return f"there is no such field. {nearest(str(place[-1]), names)}"
+    if first["type"] == "letter":
+        return str(first["msg"])
     if first["type"] == "missing":
         return missing(str(place[-1]), models_at(model, place[:-1]))
     if first["type"] == LEFT_OUT:
@@ -130,6 +133,7 @@ def _place_in(value: Any, fault: Mapping[str, Any]) -> Place:
             value = value[part]
     if fault["type"] in ("missing", LEFT_OUT):
         place.append(fault["loc"][-1])
+    place += fault.get("ctx", {}).get("below", ())
     tag = fault.get("ctx", {}).get("tag")
     if tag is not None and isinstance(value, Mapping):
         place += [key for key, held in value.items() if held == tag][:1]
@@ -157,6 +161,7 @@ def shown(value: Any) -> str:
         text = f"[{', '.join(map(shown, value))}]"
         return text if len(text) <= 60 else f"a list of {len(value)} values"
     if isinstance(value, str):
+        value = redacted(value)
         return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}..."'
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]

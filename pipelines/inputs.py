@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import Apply, ArraySource, Job, LeastSquares, PCATransform
 from pipelines.jobs.apply import OF_M_ROWS
-from pipelines.jobs.base import as_source
+from pipelines.jobs.base import address_of, as_source
 from pipelines.layout import Layout, Shape
 from pipelines.matrix import InMemory, Source, Span, Stored
 
@@ -91,14 +91,13 @@ def open_inputs(job: Job, run: str) -> Inputs:
     Raises:
         BadData: an array is missing, not 2-D, of a type that cannot be computed with, or shapes disagree.
     """
-    fill = job.missing_chunks == "fill"
     infos: dict[str, storage.ArrayInfo] = {}
-    A = _open(job.matrix, "matrix", fill, run, infos, most=2)
+    A = _open(job, "matrix", run, infos, most=2)
     m, n = A.shape
     wide = m < n and not isinstance(job, PCATransform)  # which takes rows as they are, however long
-    b, weights = _sides(job, fill, run, infos, m) if isinstance(job, LeastSquares) else (None, None)
+    b, weights = _sides(job, run, infos, m) if isinstance(job, LeastSquares) else (None, None)
     if isinstance(job, Apply) and job.rhs is not None:
-        b = _applied_to(job, fill, run, infos, (m, n))
+        b = _applied_to(job, run, infos, (m, n))
     kinds = [source.dtype.kind for source in (A, b) if source is not None]
     dtype = np.dtype(np.complex128 if "c" in kinds else np.float64)
     shape = replace(
@@ -116,12 +115,10 @@ def open_inputs(job: Job, run: str) -> Inputs:
     return Inputs(A, b, weights, shape, vector, infos, _picked(names, job.matrix, n), given)
 
 
-def _sides(
-    job: LeastSquares, fill: bool, run: str, infos: dict[str, storage.ArrayInfo], m: int
-) -> tuple[Source, Source | None]:
+def _sides(job: LeastSquares, run: str, infos: dict[str, storage.ArrayInfo], m: int) -> tuple[Source, Source | None]:
     """The right-hand sides and the weights."""
-    b = _open(job.rhs, "rhs", fill, run, infos, most=2)
-    weights = None if job.weights is None else _open(job.weights, "weights", fill, run, infos, most=1)
+    b = _open(job, "rhs", run, infos, most=2)
+    weights = None if job.weights is None else _open(job, "weights", run, infos, most=1)
     _must_agree(b.shape[0], m, "rhs", "rows")
     if weights is not None:
         _must_agree(weights.shape[0], m, "weights", "entries")
@@ -130,11 +127,9 @@ def _sides(
     return b, weights
 
 
-def _applied_to(
-    job: Apply, fill: bool, run: str, infos: dict[str, storage.ArrayInfo], shape: tuple[int, int]
-) -> Source:
+def _applied_to(job: Apply, run: str, infos: dict[str, storage.ArrayInfo], shape: tuple[int, int]) -> Source:
     """What an operator is applied to: m rows, or n."""
-    b = _open(job.rhs, "rhs", fill, run, infos, most=2)
+    b = _open(job, "rhs", run, infos, most=2)
     m, n = shape
     first = next(one for one in job.compute if one != "leverage")
     needed, side = (m, "rows") if first in OF_M_ROWS else (n, "columns")
@@ -149,11 +144,11 @@ def _applied_to(
     return b
 
 
-def _open(what: Any, name: str, fill: bool, run: str, infos: dict[str, storage.ArrayInfo], most: int) -> Source:
-    source = as_source(what)
+def _open(job: Job, name: str, run: str, infos: dict[str, storage.ArrayInfo], most: int) -> Source:
+    source, fill = as_source(getattr(job, name)), job.missing_chunks == "fill"
     if not isinstance(source, ArraySource):
         return _in_python(source, name, most)
-    info = infos[name] = storage.describe(source.url)
+    info = infos[name] = storage.describe(address_of(source, job))
     _check_dimensions(info.shape, name, f" at {info.url}", most)
     rows = _window(source.rows, info.shape[0], name)
     width = info.shape[1] if len(info.shape) == 2 else 1

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipelines.document import Document, Place, parse_value, read_document
 from pipelines.errors import JobFileError
 from pipelines.faults import describe_faults, dotted, missing, nearest, shown
-from pipelines.fields import Model
+from pipelines.fields import Model, redacted
 from pipelines.jobs import KINDS, job_model
 
 if TYPE_CHECKING:
@@ -109,11 +109,17 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     """
     value, places, faults = document.value, dict(document.places), list(document.faults)
     for override in overrides:
-        label = f"--set {override}"
         place, new = _parsed_override(override)
+        label = _label(override, place)
         value = _with_value(value, place, new, label)
         places = {known: where for known, where in places.items() if known[: len(place)] != place} | {place: label}
     return Document(document.name, value, places, faults)
+
+
+def _label(override: str, place: Place) -> str:
+    """What errors call an override: without a value that may be a secret."""
+    secret = "storage_options" in place
+    return f"--set {override.partition('=')[0]}=***" if secret else f"--set {redacted(override)}"
 
 
 def _parsed_override(override: str) -> tuple[Place, Any]:

@@ -72,7 +72,7 @@ def operator_from(given: Any) -> Operator:
     Raises:
         BadData: there is no result, or it holds no operator.
     """
-    result = given if isinstance(given, Result) else open_result(str(given))
+    result = given if isinstance(given, Result) else open_result(given)
     job = result.summary.get("job") or {}
     kind, form = str(result.summary.get("kind")), result.summary.get("form", job.get("form"))
     where = result.url or "in memory"

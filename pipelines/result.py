@@ -1,12 +1,13 @@
 """A result: arrays, a certificate, and where they come from; stored as a Zarr group with the Xarray conventions."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.addresses import Address
 from pipelines.errors import BadData
 from pipelines.roots import check_allowed
 
@@ -25,7 +26,7 @@ KEY = "tallgrass"
 class Result:
     """What a job found.  `x` is (n,) or (n, k), as the right-hand side was."""
 
-    url: str | None
+    url: Address | None
     """Where it is stored, or None when it lives in memory only."""
     summary: dict[str, Any]
     """What the group's attributes say, as `tallgrass show --json` prints it."""
@@ -130,13 +131,25 @@ def _must_be_summary(url: str, summary: Any) -> None:
         )
 
 
-def open_result(url: str) -> Result:
-    """A stored result, its arrays read when they are asked for.
+def open_result(url: str, storage_options: Mapping[str, Any] | None = None) -> Result:
+    """A stored result, its arrays read when they are asked for; options are those of a job file.
 
     Raises:
-        BadData: there is no result at `url`.
+        BadData: there is no result at `url`, or the options are not right.
     """
-    return Result(url, read_summary(url), {})
+    address = Address(url) if storage_options is None else _with_options(url, storage_options)
+    return Result(address, read_summary(address), {})
+
+
+def _with_options(url: str, given: Mapping[str, Any]) -> Address:
+    from pydantic_core import PydanticCustomError
+
+    from pipelines.stores import options_of
+
+    try:
+        return Address(url, options_of(given))
+    except PydanticCustomError as error:
+        raise BadData(f"storage_options: {'.'.join((error.context or {})['below'])} {error.message()}.") from None
 
 
 def _remote_root(url: str) -> str:
@@ -145,7 +158,7 @@ def _remote_root(url: str) -> str:
     return read_text(url, "zarr.json")
 
 
-def _read(url: str, name: str) -> "np.ndarray":
+def _read(url: Address, name: str) -> "np.ndarray":
     import numpy as np
 
     from pipelines import storage
@@ -153,4 +166,4 @@ def _read(url: str, name: str) -> "np.ndarray":
     names = storage.array_names(url)
     if name not in names:
         raise KeyError(f"{name}; this result holds {', '.join(names)}")
-    return np.asarray(storage.open_array(f"{url}/{name}")[...])
+    return np.asarray(storage.open_array(url / name)[...])

@@ -16,6 +16,11 @@ def confine(roots: Sequence[str]) -> None:
     _roots = tuple(roots)
 
 
+def is_confined() -> bool:
+    """Whether this process runs what others submit."""
+    return _roots is not None
+
+
 def check_allowed(url: str) -> None:
     """Raises PlanRefused when this process is confined and `url` lies outside."""
     if _roots is not None:

@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +28,8 @@ for number, usual in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: 
         signal.signal(number, usual)
 
 
-def stored(path: Path | str, array: np.ndarray, chunks: tuple[int, ...] | None = None, **options: Any) -> str:
-    """A Zarr array of these numbers, every chunk written; its path."""
+def stored(path: Any, array: np.ndarray, chunks: tuple[int, ...] | None = None, **options: Any) -> str:
+    """A Zarr array of these numbers at a path or in a store, every chunk written; its path."""
     options = {"compressors": None, "config": {"write_empty_chunks": True}} | options
     made = zarr.create_array(path, shape=array.shape, dtype=array.dtype, chunks=chunks or array.shape, **options)
     made[...] = array
@@ -94,3 +98,56 @@ def environment() -> dict[str, str]:
     """A user's environment from which the tests' own packages can be imported; its streams have their usual buffers."""
     mine = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return mine | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+
+
+@pytest.fixture(scope="session")
+def moto():
+    """An S3 of our own in another process; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Path(sys.executable).with_name("moto_server")
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen([server, "-H", "127.0.0.1", "-p", str(port)], stdout=quiet, stderr=quiet) as process:
+        address = f"http://127.0.0.1:{port}"
+        answers_at(f"{address}/moto-api/")
+        yield address
+        process.kill()
+
+
+def answers_at(address: str) -> None:
+    """Returns once a server answers there."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(address).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def s3(moto, monkeypatch, request):
+    """The URL of an empty bucket."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    settings = {"ENDPOINT_URL": moto, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket = re.sub("[^a-z]+", "-", request.node.name)[-50:].strip("-")
+    urllib.request.urlopen(urllib.request.Request(f"{moto}/{bucket}", method="PUT")).close()
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def remote(s3, problem):
+    """A problem whose arrays lie in the bucket."""
+    from pipelines.storage.arrays import open_store
+
+    made = problem()
+    for name, array, chunks in (("A", made.A, (10, 3)), ("b", made.b, (10,))):
+        stored(open_store(f"{s3}/data/{name}"), array, chunks)
+    made.fields, made.bucket = {"matrix": f"{s3}/data/A", "rhs": f"{s3}/data/b"}, s3
+    return made

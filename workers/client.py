@@ -174,7 +174,7 @@ class Client:
         found = self.job(job)
         if found.summary is None or found.output is None:
             raise JobFileError(f"Job {found.id} is {found.state} and has no result. `tallgrass status {found.id}`")
-        return open_result(found.output)
+        return open_result(found.output, found.job.get("storage_options"))
 
     def report(self, job: str) -> str:
         """A page of HTML about a job, which needs no network."""

@@ -95,11 +95,12 @@ def _planned_by(url: str, job: Any) -> dict[str, Any]:
 def _hint_of_output(job: Any) -> None:
     """What a run would say of the place of its result."""
     from pipelines.errors import PlanRefused
+    from pipelines.jobs.base import address_of
     from pipelines.storage import check_output
 
     try:
         if job.output is not None:
-            check_output(job.output, overwrite=job.overwrite)
+            check_output(address_of(job.output, job), overwrite=job.overwrite)
     except PlanRefused as error:
         hint(f"note: a run would be refused now. {error}")
 

@@ -142,12 +142,13 @@ def _run(task: Task, agent: Agent) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _done_before(task: Task) -> tuple[dict[str, Any], tuple[str, ...]] | None:
     """The result that an earlier attempt let appear before it could say so."""
+    from pipelines.addresses import Address
     from pipelines.result import read_summary
 
     if task.attempt == 1:
         return None
     with suppress(TallgrassError):
-        summary = read_summary(task.job["output"])
+        summary = read_summary(Address(task.job["output"], task.job.get("storage_options")))
         if summary.get("submitted", {}).get("id") == task.id:
             return summary, tuple(summary["shortfalls"])
     return None

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.errors import JobFileError, PlanRefused
 from pipelines.roots import check_inside
+from pipelines.stores import check_free
 
 FIELDS = ("matrix", "rhs", "weights", "operator", "pca", "output")
 """Fields of jobs that name a place; the first four may be {url: ..., ...} instead."""
@@ -34,7 +35,11 @@ def absolute(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_places(job: Mapping[str, Any], roots: Sequence[str] | None) -> None:
-    """Raises JobFileError for what a server cannot find, PlanRefused for what it may not touch."""
+    """Raises JobFileError for what a server cannot find, PlanRefused for what it may not touch or be told."""
+    if roots is not None:
+        check_free(job.get("storage_options", {}))
+        for source in job.values():
+            check_free(source.get("storage_options", {}) if isinstance(source, Mapping) else {})
     for name, url in places_of(job):
         if len(url) > LONGEST:
             raise JobFileError(f"{name}: found a place of {len(url):,} characters; needed at most {LONGEST:,}")

@@ -272,10 +272,11 @@ def result(job: str, folder: str | None, url: str | None) -> None:
         error = found.error.message if found.error else f"`tallgrass wait {found.id}` waits for it."
         raise JobFileError(f"Job {found.id} is {found.state} and has no result. {error}")
     if folder is not None:
+        from pipelines.addresses import Address
         from pipelines.storage import copy_result
 
         assert found.output is not None
-        copy_result(found.output, folder)
+        copy_result(Address(found.output, found.job.get("storage_options")), folder)
     print_one(found.summary, render_result({"url": folder or found.output} | found.summary))
 
 

@@ -1,11 +1,20 @@
 """The job that applies a stored operator: what its file may say."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from pipelines.fields import Model, Seconds, Url, needed, path_as_text
-from pipelines.jobs.base import ArrayInput, Compressor, NumberType, must_be_apart
+from pipelines.fields import Model, Seconds, Url, needed, path_as_text, place_without_secrets
+from pipelines.jobs.base import ArrayInput, Compressor, NumberType, check_storage_options, must_be_apart
+from pipelines.stores import StorageOptions
 
 Computed = Literal[
     "pinv",
@@ -32,7 +41,7 @@ def _is_operator(value: Any) -> Any:
     path = path_as_text(value)
     if not isinstance(path, str) or not path:
         raise needed("the path or URL of a result")
-    return path
+    return place_without_secrets(path)
 
 
 def _url_of(operator: Any) -> str:
@@ -87,6 +96,8 @@ class Apply(Model):
     """Replace the result that is already at the output; without it, an existing result is an error."""
     no_progress_timeout: Seconds = Field("10m", validate_default=True)
     """Time without any progress after which the run fails, such as "10m" or "2h"."""
+    storage_options: StorageOptions = Field({})
+    """Options of the stores of this job's URLs, such as {region: eu-central-1}; secrets as ${NAME} only."""
 
     @field_validator("compute", mode="before")
     @classmethod
@@ -119,3 +130,8 @@ class Apply(Model):
         for name in ("operator", "matrix", "rhs"):
             must_be_apart(output, name, info.data.get(name))
         return output
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        check_storage_options(self)
+        return self

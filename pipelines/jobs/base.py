@@ -3,13 +3,15 @@
 import os
 import posixpath
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, PlainSerializer, Tag, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, PlainSerializer, Tag, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from pipelines.addresses import Address
 from pipelines.fields import NOT_BOOL, Model, Seconds, Url, needed
 from pipelines.methods.options import MethodChoice
+from pipelines.stores import StorageOptions, check_options
 
 Index = Annotated[int, NOT_BOOL]
 Bound = Annotated[float, Field(gt=0, allow_inf_nan=False), NOT_BOOL]
@@ -26,6 +28,8 @@ class ArraySource(Model):
     """[start, stop]: rows start to stop - 1, counted from 0; all rows when left out."""
     columns: tuple[Index, ...] | None = None
     """Indices of the columns to use, counted from 0, in this order and none twice; all when left out."""
+    storage_options: StorageOptions = Field({})
+    """Options of the store of this array, in place of those of the job."""
 
     @field_validator("rows")
     @classmethod
@@ -123,12 +127,37 @@ class MatrixJob(Model):
     """Replace the result that is already at the output; without it, an existing result is an error."""
     no_progress_timeout: Seconds = Field("10m", validate_default=True)
     """Time without any progress after which the run fails, such as "10m" or "2h"."""
+    storage_options: StorageOptions = Field({})
+    """Options of the stores of this job's URLs, such as {region: eu-central-1}; secrets as ${NAME} only."""
 
     @field_validator("output")
     @classmethod
     def _output_is_apart(cls, output: str | None, info: ValidationInfo) -> str | None:
         must_be_apart(output, "matrix", info.data.get("matrix"))
         return output
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        check_storage_options(self)
+        return self
+
+
+def check_storage_options(job: Any) -> None:
+    """Raises PydanticCustomError where an option does not go with the store of a URL."""
+    fields = {name: getattr(job, name) for name in type(job).model_fields}
+    sources = {name: value for name, value in fields.items() if isinstance(value, ArraySource)}
+    own = {name for name, source in sources.items() if source.storage_options}
+    for name in own:
+        check_options(sources[name].storage_options, {name: sources[name].url}, name)
+    urls = {name: getattr(value, "url", value) for name, value in fields.items() if name not in own}
+    check_options(job.storage_options, {name: url for name, url in urls.items() if isinstance(url, str)})
+
+
+def address_of(source: Any, job: Any) -> Address:
+    """Where a path, URL or source lies, with its own options or those of the job."""
+    if isinstance(source, ArraySource):
+        return Address(source.url, source.storage_options or job.storage_options)
+    return Address(source, job.storage_options)
 
 
 def must_be_apart(output: str | None, name: str, array: Any) -> None:
@@ -163,7 +192,9 @@ __all__ = [
     "NumberType",
     "RequireFactors",
     "Rtol",
+    "address_of",
     "as_source",
     "canonical",
+    "check_storage_options",
     "must_be_apart",
 ]

@@ -1,12 +1,13 @@
 """The least-squares job: what its file may say."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.fields import NOT_BOOL, Model, Seconds, Url, needed
-from pipelines.jobs.base import ArrayInput, Bound, NumberType, Rtol, must_be_apart
+from pipelines.jobs.base import ArrayInput, Bound, NumberType, Rtol, check_storage_options, must_be_apart
 from pipelines.methods.options import MethodChoice
+from pipelines.stores import StorageOptions
 
 
 class Require(Model):
@@ -59,6 +60,8 @@ class LeastSquares(Model):
     """Replace the result that is already at the output; without it, an existing result is an error."""
     no_progress_timeout: Seconds = Field("10m", validate_default=True)
     """Time without any progress after which the run fails, such as "10m" or "2h"."""
+    storage_options: StorageOptions = Field({})
+    """Options of the stores of this job's URLs, such as {region: eu-central-1}; secrets as ${NAME} only."""
 
     @field_validator("output")
     @classmethod
@@ -87,3 +90,8 @@ class LeastSquares(Model):
         if asked and info.data.get("verify") is False:
             raise needed(f"verify: true, since only the verifying pass measures {asked[0]}")
         return require
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        check_storage_options(self)
+        return self

@@ -12,7 +12,7 @@ from pipelines.errors import BadData, PlanRefused
 from pipelines.inputs import Inputs
 from pipelines.jobs import Apply, ArraySource
 from pipelines.jobs.apply import OF_M_ROWS
-from pipelines.jobs.base import as_source, must_be_apart
+from pipelines.jobs.base import address_of, as_source, must_be_apart
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
 from pipelines.kinds.factors import target_of
 from pipelines.layout import Layout, Shape, lay_out
@@ -64,7 +64,8 @@ def resolved(job: Apply) -> Apply:
     """
     if isinstance(job.operator, Operator):
         return job
-    held = operator_from(job.operator)
+    given = job.operator
+    held = operator_from(address_of(given, job) if isinstance(given, str) else given)
     wrong = [one for one in job.compute if (one in OF_Q) != held.is_q]
     if wrong:
         able = "Q and Q_adjoint" if held.is_q else "pinv, pinv_adjoint, the four projections and leverage"
@@ -73,7 +74,7 @@ def resolved(job: Apply) -> Apply:
             f"{held.summary['kind']}, which can do {able}."
         )
     then = held.summary["job"]
-    matrix = job.matrix if job.matrix is not None else _where_it_was(held)
+    matrix = job.matrix if job.matrix is not None else _where_it_was(held, job)
     try:
         must_be_apart(job.output, "the matrix of the operator", matrix)
     except PydanticCustomError as error:
@@ -100,7 +101,7 @@ def _same_columns(held: Operator, matrix: Any) -> None:
         )
 
 
-def _where_it_was(held: Operator) -> Any:
+def _where_it_was(held: Operator, job: Apply) -> Any:
     then = held.summary["job"]["matrix"]
     url = then if isinstance(then, str) else then.get("url")
     if url is not None:
@@ -111,7 +112,9 @@ def _where_it_was(held: Operator) -> Any:
                 f"The operator {held.where} was made from the matrix {url}, and nothing is there, seen from the "
                 f"directory {Path.cwd()}. Give `matrix`, where it lies now, or run the job from where it was factored."
             )
-        return then if isinstance(then, str) else ArraySource(**then)
+        source = ArraySource(url=then) if isinstance(then, str) else ArraySource(**then)
+        options = source.storage_options or job.storage_options or held.summary["job"].get("storage_options", {})
+        return source.model_copy(update={"storage_options": options})
     raise PlanRefused(
         f"The operator was factored from an array in memory ({then.get('array')} of shape {then.get('shape')}), which "
         "no result can hold. Give `matrix`, the same array."

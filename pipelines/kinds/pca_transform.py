@@ -9,6 +9,7 @@ from pipelines.centring import Centring
 from pipelines.certify import FactorCertificate
 from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import PCATransform
+from pipelines.jobs.base import address_of
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method
 from pipelines.kinds.factors import shortfalls_of, target_of, written_bytes
 from pipelines.layout import Layout, Shape
@@ -25,7 +26,7 @@ def resolved(job: PCATransform) -> PCATransform:
     Raises:
         BadData: there is none.
     """
-    result = job.pca if isinstance(job.pca, Result) else open_result(str(job.pca))
+    result = job.pca if isinstance(job.pca, Result) else open_result(address_of(job.pca, job))
     kind, where = result.summary.get("kind"), result.url or "in memory"
     if kind != "pca":
         raise BadData(

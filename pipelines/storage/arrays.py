@@ -1,24 +1,22 @@
 """Stored arrays as their metadata describes them: opened, and looked at from outside."""
 
 import logging
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-import obstore
 import zarr
-from obstore.exceptions import BaseError as ObstoreError
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
-from zarr.storage import LocalStore, ObjectStore
+from zarr.storage import LocalStore
 
+from pipelines.addresses import Address
 from pipelines.errors import BadData, TallgrassError
 from pipelines.roots import check_allowed
+from pipelines.storage.answers import StoreError, first_line
+from pipelines.storage.connect import open_objects
+from pipelines.storage.objects import PatientStore
 
 # Zarr asks for several names at once and raises the first error. asyncio logs those of the others, now and then, and
 # Python prints them with their tracebacks where nobody has said what to do with logs.
@@ -32,7 +30,7 @@ SUMMED = ("adler32", "bz2", "crc32", "crc32c", "fletcher32", "gzip", "zlib")
 class ArrayInfo:
     """What is known of a stored array from its metadata alone."""
 
-    url: str
+    url: Address
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
@@ -60,23 +58,16 @@ def local_path(url: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
-def open_store(url: str) -> LocalStore | ObjectStore:
-    """The store at a path or URL (s3://, gs://, az://, https://); credentials come from the environment."""
+def open_store(url: str) -> LocalStore | PatientStore:
+    """The store at a path or URL (s3://, gs://, az://, https://), with its options or the environment's.
+
+    Raises:
+        PlanRefused: a server's jobs may not go there, or not with these options.
+        BadData: it is of no known kind, or what its options name is not there.
+    """
     check_allowed(url)
     path = local_path(url)
-    if path is not None:
-        return LocalStore(path)
-    options: Any = {"allow_http": _speaks_plain_http(url)}
-    try:
-        return ObjectStore(obstore.store.from_url(url, client_options=options))
-    except (ValueError, ObstoreError) as error:
-        raise BadData(f"{url} cannot be opened: {first_line(error)}. Give a path, or a URL that starts with "
-                      "s3://, gs://, az:// or https://.") from error  # fmt: skip
-
-
-def _speaks_plain_http(url: str) -> bool:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
-    return url.startswith("http://") or (url.startswith("s3://") and endpoint.startswith("http://"))
+    return open_objects(Address(url)) if path is None else LocalStore(path)
 
 
 def open_array(url: str) -> zarr.Array[Any]:
@@ -95,6 +86,8 @@ def open_array(url: str) -> zarr.Array[Any]:
         ) from error
     except FileNotFoundError as error:
         raise BadData(f"There is no Zarr array at {url}: {_nothing_there(url)}") from error
+    except StoreError as error:
+        raise BadData(f"{url} cannot be read: {error}") from None
     except Exception as error:  # zarr, obstore and json each raise their own kinds for damaged or foreign metadata
         raise BadData(
             f"There is no Zarr array that can be opened at {url}: {first_line(error)}.{_members(url)}"
@@ -118,19 +111,12 @@ def _members(url: str) -> str:
     return f" It is a group; its arrays are: {', '.join(names) or 'none'}. Give the path of one of them."
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says first, without its full stop; of an object store's answer, the message in it."""
-    text = str(error).strip() or type(error).__name__
-    message = re.search("<Message>([^<]+)</Message>", text)
-    return (message[1] if message else text.splitlines()[0]).rstrip(".")
-
-
 def describe(url: str) -> ArrayInfo:
     """What the metadata at `url` says; no chunk is read."""
     array = open_array(url)
     codecs = codecs_of(array)
     return ArrayInfo(
-        url=url, shape=tuple(array.shape), dtype=_native(array, url), chunks=tuple(array.chunks),
+        url=Address(url), shape=tuple(array.shape), dtype=_native(array, url), chunks=tuple(array.chunks),
         shards=tuple(array.shards) if array.shards else None, zarr_format=array.metadata.zarr_format,
         checksums=any(_checks(codec) for codec in codecs), plain=_is_plain(array, url),
         names=_names(array.attrs.get("columns")),
@@ -193,15 +179,14 @@ def read_text(url: str, key: str) -> str:
         FileNotFoundError: it is not there.
         BadData: the store does not answer.
     """
+    store = open_store(url)
     try:
-        raw = sync(open_store(url).get(key, default_buffer_prototype()))
-    except ObstoreError as error:
-        raise BadData(
-            f"{url} cannot be read: {first_line(error)}. Check the address, and that its server runs."
-        ) from error
+        raw = store.read(key) if isinstance(store, PatientStore) else (store.root / key).read_bytes()
+    except StoreError as error:
+        raise BadData(f"{url} cannot be read: {error}") from None
     if raw is None:
         raise FileNotFoundError(f"{url}/{key}")
-    return raw.to_bytes().decode()
+    return raw.decode()
 
 
 def array_names(url: str) -> list[str]:

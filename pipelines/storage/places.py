@@ -14,15 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import obstore
 import zarr
-from obstore.exceptions import BaseError as ObstoreError
 from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore, ObjectStore
+from zarr.storage import MemoryStore
 
+from pipelines.addresses import Address, store_of
 from pipelines.errors import BadData, PlanRefused
 from pipelines.roots import check_allowed
-from pipelines.storage.arrays import first_line, local_path, open_store
+from pipelines.storage.answers import StoreError, first_line
+from pipelines.storage.arrays import local_path, open_store
+from pipelines.storage.objects import PatientStore
 
 ROOT = "zarr.json"
 """The object that makes a group of what lies beside it (Zarr v3)."""
@@ -40,7 +41,7 @@ class Place(Protocol):
     """Where one run writes one result."""
 
     @property
-    def where(self) -> str:
+    def where(self) -> Address:
         """Address under which arrays are written meanwhile."""
 
     def check(self, *, overwrite: bool) -> None:
@@ -63,7 +64,12 @@ def place_of(url: str, run: str) -> "Folder | Objects":
     """The place of a path or URL."""
     check_allowed(url)
     path = local_path(url)
-    return Objects(url) if path is None else Folder(url, path, run)
+    if store_of(url) == "web":
+        raise PlanRefused(
+            f"The output {url} cannot be written: {url.partition('://')[0]}:// is for reading only. Choose a path, or "
+            "a URL that starts with s3://, gs:// or az://."
+        )
+    return Objects(Address(url)) if path is None else Folder(url, path, run)
 
 
 def copy_result(url: str, folder: str) -> None:
@@ -80,23 +86,23 @@ def copy_result(url: str, folder: str) -> None:
     try:
         _copy(url, partial)
         partial.rename(final)
-    except (OSError, ObstoreError) as error:
+    except OSError as error:
         raise BadData(f"{url} cannot be copied to {folder}: {first_line(error)}.") from error
+    except StoreError as error:
+        raise BadData(f"{url} cannot be copied to {folder}: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _copy(url: str, folder: Path) -> None:
-    path = local_path(url)
-    if path is not None:
-        shutil.copytree(path, folder)
+    store = open_store(url)
+    if not isinstance(store, PatientStore):
+        shutil.copytree(store.root, folder)
         return
-    store: Any = open_store(url)
-    for batch in obstore.list(store.store):
-        for found in batch:
-            target = folder / found["path"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(bytes(obstore.get(store.store, found["path"]).bytes()))
+    for name in store.names():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(store.read(name) or b"")
 
 
 def sweep(url: str) -> None:
@@ -116,8 +122,8 @@ class Folder:
         self._lock: int | None = None
 
     @property
-    def where(self) -> str:
-        return str(self.folder)
+    def where(self) -> Address:
+        return Address(str(self.folder))
 
     def check(self, *, overwrite: bool) -> None:
         if self.final.exists() and not (self.final.is_dir() and not any(self.final.iterdir())):
@@ -270,15 +276,15 @@ def _flush_folder(folder: Path) -> None:
 class Objects:
     """Objects of a store that cannot rename: until the root is there, nobody can open what lies beside it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: Address) -> None:
         self.url = url
         store = open_store(url)
-        assert isinstance(store, ObjectStore)
-        self._store: Any = store.store
+        assert isinstance(store, PatientStore)
+        self._store = store
         self._began = self._cleared = False
 
     @property
-    def where(self) -> str:
+    def where(self) -> Address:
         return self.url
 
     def check(self, *, overwrite: bool) -> None:
@@ -290,11 +296,11 @@ class Objects:
                     f"The output {self.url} is what a run writes, or has left when it was killed, that began {since}. "
                     "Wait for its end, choose another output, or set `overwrite: true` to write in its place."
                 )
-        elif self._names():
+        elif self._store.names():
             _check(self.url, ours=False, overwrite=overwrite)
 
     def begin(self) -> None:
-        obstore.put(self._store, MARK, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC".encode())
+        self._store.write(MARK, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC".encode())
         self._began = True
 
     def ready(self) -> None:
@@ -306,32 +312,27 @@ class Objects:
         self.ready()
         written: dict[str, Buffer] = {}
         zarr.open_group(MemoryStore(written), mode="w").attrs.update(dict(attributes))
-        obstore.put(self._store, ROOT, written[ROOT].to_bytes())
+        self._store.write(ROOT, written[ROOT].to_bytes())
         self._began = False
-        obstore.delete(self._store, MARK)
+        self._store.remove(MARK)
 
     def discard(self) -> None:
         """Best effort: a store that does not answer keeps the mark, which tells the next run."""
         if self._began:
             self._began = False
-            with suppress(ObstoreError, OSError):
+            with suppress(StoreError, OSError):
                 if self._cleared:
                     self._clear()
-                obstore.delete(self._store, MARK)
+                self._store.remove(MARK)
 
     def _clear(self) -> None:
         """Remove everything but the mark, the root first: never is half of a result to be seen."""
-        names = self._names()
+        names = self._store.names()
         if ROOT in names:
-            obstore.delete(self._store, ROOT)
+            self._store.remove(ROOT)
         if rest := [name for name in names if name not in (ROOT, MARK)]:
-            obstore.delete(self._store, rest)
-
-    def _names(self) -> list[str]:
-        return [entry["path"] for page in obstore.list(self._store) for entry in page]
+            self._store.remove(*rest)
 
     def _text(self, name: str) -> str | None:
-        try:
-            return bytes(obstore.get(self._store, name).bytes()).decode(errors="replace")
-        except FileNotFoundError:
-            return None
+        data = self._store.read(name)
+        return None if data is None else data.decode(errors="replace")

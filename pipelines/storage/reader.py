@@ -10,17 +10,17 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import obstore
-from obstore.exceptions import BaseError as ObstoreError
 from zarr.abc.store import SuffixByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import ChunkNotFoundError
 
+from pipelines.addresses import Address
 from pipelines.chunkfiles import CRC_BYTES, ChunkFiles, damaged_letter, unreadable_letter
 from pipelines.errors import BadData
-from pipelines.storage.arrays import codecs_of, describe, first_line, local_path, open_array
+from pipelines.storage.answers import StoreError, first_line
+from pipelines.storage.arrays import codecs_of, describe, local_path, open_array
 
 EMPTY_INNER_CHUNK = np.uint64(2**64 - 1)
 """Offset and length of an inner chunk that a shard does not hold (Zarr v3 sharding specification)."""
@@ -32,7 +32,7 @@ class Reader:
     """One stored array, opened in this process: rows in, numbers out, damage noticed and named."""
 
     def __init__(self, url: str, *, fill_missing: bool) -> None:
-        self.url, self.fill_missing = url, fill_missing
+        self.url, self.fill_missing = Address(url), fill_missing
         self.array = open_array(url)
         self.info = describe(url)
         self.shape = (self.info.shape[0], self.info.shape[1] if len(self.info.shape) > 1 else 1)
@@ -66,10 +66,14 @@ class Reader:
             return np.empty(shape, self.info.dtype)
         if self._files is not None:
             return self._files.read(rows, columns, np.empty(shape, self.info.dtype) if out is None else out)
-        if self.info.shards and not self.fill_missing:
-            self._check_shards(rows, columns)
         try:
+            if self.info.shards and not self.fill_missing:
+                self._check_shards(rows, columns)
             block = self.array[rows, columns] if self.array.ndim == 2 else self.array[rows]
+        except BadData:
+            raise
+        except StoreError as error:
+            raise BadData(f"The chunk {self.url}/{error.key} cannot be read: {error}") from None
         except Exception as error:  # codecs raise ValueError, RuntimeError, struct.error, zlib.error, ...
             raise self._explain(error, rows, columns) from error
         return np.asarray(block, self.info.dtype).reshape(shape)
@@ -198,15 +202,17 @@ class Reader:
                 found = os.stat(path / key)
                 return f"{key} {found.st_size} {found.st_mtime_ns}"
             store: Any = self.array.store
-            meta = obstore.head(store.store, f"{self.array.path}/{key}".lstrip("/"))
+            meta = store.head(key)
             return f"{key} {meta['size']} {meta['e_tag'] or meta['last_modified']}"
+        except StoreError as error:
+            raise BadData(f"The chunk {self.url}/{key} cannot be read: {error}") from None
         except FileNotFoundError:
             return f"{key} missing"
 
 
 def _out_of_reach(error: Exception) -> bool:
-    """True for what a store says, False for what a codec says (also OSError, of gzip, but without a number)."""
-    return isinstance(error, ObstoreError) or (isinstance(error, OSError) and error.errno is not None)
+    """True for what a file system says, False for what a codec says (also OSError, of gzip, but without a number)."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _beginning(part: slice, whole: slice, size: int) -> range:

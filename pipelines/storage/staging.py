@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import zarr
-from obstore.exceptions import BaseError as ObstoreError
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
+from pipelines.addresses import Address
 from pipelines.errors import PlanRefused, RunFailed
-from pipelines.storage.arrays import first_line, open_store
+from pipelines.storage.answers import StoreError, first_line
+from pipelines.storage.arrays import open_store
 from pipelines.storage.places import Folder, place_of
 from pipelines.units import format_bytes
 
@@ -38,7 +39,7 @@ class Staging:
     """
 
     def __init__(self, url: str, run: str, *, overwrite: bool, compressor: str = "none") -> None:
-        self.url, self.overwrite = url, overwrite
+        self.url, self.overwrite = Address(url), overwrite
         self._compressors = [*COMPRESSORS[compressor], Crc32cCodec()]
         with _told(url, PlanRefused):
             self._place = place_of(url, run)
@@ -56,9 +57,11 @@ class Staging:
                 f"{self._place.final.parent}. Free some space there, or choose another output."
             )
 
-    def create(self, name: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...], **described: Any) -> str:
+    def create(
+        self, name: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...], **described: Any
+    ) -> Address:
         """An empty array, for tasks to fill by `write_rows`; returns its address."""
-        url = f"{self._place.where}/{name}"
+        url = self._place.where / name
         with _told(self.url):
             self._place.ready()
             zarr.create_array(
@@ -148,7 +151,5 @@ def _told(url: str, kind: type[PlanRefused | RunFailed] = RunFailed) -> Iterator
             ) from error
         why = os.strerror(error.errno) if error.errno else first_line(error)
         raise kind(f"The output {url} cannot be written: {why}. Choose another output.") from error
-    except ObstoreError as error:
-        raise kind(
-            f"The output {url} cannot be written: {first_line(error)}. Check its name and your right to write there."
-        ) from error
+    except StoreError as error:
+        raise kind(f"The output {url} cannot be written: {error}") from None
