@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,7 +137,7 @@ def s3(moto, monkeypatch, request):
     settings = {"ENDPOINT_URL": moto, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
     for name, value in settings.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    bucket = re.sub("[^a-z]+", "-", request.node.name)[-50:].strip("-")
+    bucket = f"{re.sub('[^a-z]+', '-', request.node.name)[:40].strip('-')}-{uuid.uuid4().hex[:8]}"
     urllib.request.urlopen(urllib.request.Request(f"{moto}/{bucket}", method="PUT")).close()
     return f"s3://{bucket}"
 

@@ -50,10 +50,11 @@ class FaultyStore:
 
     def fault(self, method: str, path: str) -> str | None:
         """What is done to this request."""
+        path = path.partition("?")[0]
         with self._lock:
             number = self.requests[method, path]
             self.requests[method, path] += 1
-            if (fault := self.rule(method, path.partition("?")[0], number)) is not None:
+            if (fault := self.rule(method, path, number)) is not None:
                 self.faults[method, fault] += 1
             return fault
 

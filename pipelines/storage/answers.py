@@ -81,6 +81,7 @@ def may_pass(said: str) -> bool:
 def letter_of(address: Address, said: str, tries: int, seconds: float) -> str:
     """What the store answered, how long it was tried, and what to do."""
     often = f" ({tries} times in {format_seconds(seconds)})" if tries > 1 else ""
+    often = often or (f" (asked for {format_seconds(seconds)})" if seconds >= 1 else "")
     advice = next(text for pattern, text in ADVICE.items() if re.search(pattern, said))
     credentials = CREDENTIALS[address.store or "s3"]
     return f"{_answer(said)}{often}. {advice.format(credentials=credentials)}."
