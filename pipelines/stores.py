@@ -131,7 +131,8 @@ def _known(name: str) -> str:
 def _checked(name: str, known: str, value: Any) -> Value:
     """A value as its option needs it; the letter about it never repeats it, since it may be a secret."""
     option = OPTIONS[known]
-    if option.secret and not (isinstance(value, str) and REFERENCE.fullmatch(value)):
+    secret = option.secret or "PRIVATE KEY" in str(value)
+    if secret and not (isinstance(value, str) and REFERENCE.fullmatch(value)):
         raise letter(
             "holds a secret, which would be stored with the result. Put the secret into an environment variable, and "
             f"write ${{{known.upper()}}} or another name of one here",

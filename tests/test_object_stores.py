@@ -2,19 +2,28 @@
 
 import functools
 import http.server
+import ssl
 import threading
 import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import obstore
 import pytest
 import zarr
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from pipelines import LeastSquares, open_result, run
 from pipelines.errors import BadData, PlanRefused
 from pipelines.storage import Staging, array_names, describe
 from pipelines.storage.arrays import open_store
+from tests.faulty import FaultyStore, first
 
 
 def test_a_job_reads_from_s3_and_writes_to_s3(remote):
@@ -129,33 +138,126 @@ def test_an_object_store_that_does_not_answer_is_said_within_seconds(monkeypatch
 # The web
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder, to those who say the word when there is one; nothing is logged."""
+
+    word = ""
+
+    def do_GET(self):
+        """As ever, or 403."""
+        if self.word and self.headers.get("Authorization") != f"Bearer {self.word}":
+            self.send_error(403)
+        else:
+            super().do_GET()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder, handler=Quiet, context=None):
+    """The port at which a folder can be read."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder))) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
 @pytest.fixture
 def web(tmp_path):
     """The address at which the test's folder can be read."""
+    with serving(tmp_path) as port:
+        yield f"http://127.0.0.1:{port}"
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+def at(web):
+    """The fields of a problem there."""
+    return {"matrix": f"{web}/data/A", "rhs": f"{web}/data/b"}
 
 
 def test_a_job_reads_over_http(problem, web):
     made = problem()
-    job = LeastSquares(matrix=f"{web}/data/A", rhs=f"{web}/data/b")
-    np.testing.assert_allclose(run(job).x, made.x, rtol=1e-12)
+    np.testing.assert_allclose(run(LeastSquares(**at(web))).x, made.x, rtol=1e-12)
+
+
+def test_a_job_reads_over_a_web_that_drops_connections(problem, web, monkeypatch):
+    monkeypatch.setattr("pipelines.storage.objects.FIRST_WAIT", 0.05)
+    made = problem()
+    with FaultyStore(web) as proxy:
+        proxy.rule = first(2, "half", "SlowDown")
+        np.testing.assert_allclose(run(LeastSquares(**at(proxy.url))).x, made.x, rtol=1e-12)
+        assert proxy.faults["GET", "half"] > 6
+
+
+@pytest.fixture
+def secure(tmp_path):
+    """The address at which the test's folder can be read over TLS, and the certificate to trust."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate(tmp_path))
+    with serving(tmp_path, context=context) as port:
+        yield f"https://localhost:{port}", f"{tmp_path}/ca.pem"
+
+
+def certificate(folder):
+    """A file with the key and the certificate of a server here, signed by itself."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    pem = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    path = folder / "server.pem"
+    (folder / "ca.pem").write_bytes(pem)
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + pem)
+    return path
+
+
+def test_a_job_reads_over_https_where_it_trusts_the_certificate(problem, secure):
+    web, ca = secure
+    made = problem()
+    for trusted in (ca, Path(ca).read_text()):
+        result = run(LeastSquares(**at(web), storage_options={"root_certificate": trusted}))
+        np.testing.assert_allclose(result.x, made.x, rtol=1e-12)
+    with pytest.raises(BadData, match=r"A cannot be read: .*: its certificate is not trusted here .*\. Give the cert"):
+        run(LeastSquares(**at(web)))
+    with pytest.raises(
+        BadData, match=r"the root_certificate no\.pem cannot be read \(No such file or directory\)\. Give a"
+    ):
+        run(LeastSquares(**at(web), storage_options={"root_certificate": "no.pem"}))
+
+
+def test_a_web_that_asks_for_a_token_is_given_one_by_name(problem, tmp_path, monkeypatch):
+    made = problem()
+    monkeypatch.setenv("MY_TOKEN", "open-sesame")
+    with serving(tmp_path, type("Guarded", (Quiet,), {"word": "open-sesame"})) as port:
+        fields = at(f"http://127.0.0.1:{port}")
+        result = run(LeastSquares(**fields, storage_options={"bearer_token": "${MY_TOKEN}"}))
+        np.testing.assert_allclose(result.x, made.x, rtol=1e-12)
+        with pytest.raises(
+            BadData, match=r"A cannot be read: the store answered 403 Forbidden\. What was given does not "
+        ):
+            run(LeastSquares(**fields))
+
+
+def test_an_address_of_the_web_where_nothing_is_is_said(web):
+    with pytest.raises(BadData, match=r"There is no Zarr array at http://.*/data/A: nothing is there"):
+        describe(f"{web}/data/A")
 
 
 def test_a_chunk_that_is_missing_on_the_web_is_named(problem, web):
     made = problem()
     (Path(made.matrix) / "c/3/0").unlink()
     with pytest.raises(BadData, match=r"The chunk c/3/0 of http://.*/data/A is not in the store\. Zarr would"):
-        run(LeastSquares(matrix=f"{web}/data/A", rhs=f"{web}/data/b"))
+        run(LeastSquares(**at(web)))
 
 
-def test_a_result_cannot_be_written_to_the_web(problem, web):
-    with pytest.raises(PlanRefused, match=r"The output http://.*/out cannot be "):
-        run(LeastSquares(**problem().fields, output=f"{web}/out"))
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_web_is_read_and_never_written(problem, scheme):
+    made = problem()
+    chunk = Path(made.matrix) / "c/0/0"
+    chunk.unlink()  # reading would find it missing
+    with pytest.raises(
+        PlanRefused, match=rf"The output {scheme}://h/out cannot be written: {scheme}:// is for reading"
+    ):
+        run(LeastSquares(**made.fields, output=f"{scheme}://h/out"))

@@ -29,8 +29,8 @@ FIRST_PATIENCE = 10.0
 """Seconds for a store that this process has never had an answer of: mostly its address is wrong."""
 FIRST_WAIT, MOST_WAIT = 0.5, 15.0
 """Seconds between two tries, which double, each shortened at random by up to a half so that workers spread out."""
-_answered: set[str] = set()
-"""Hosts that this process has had an answer of."""
+_answered: set[tuple[str, Any]] = set()
+"""Hosts or buckets, with their endpoints, that this process has had an answer of."""
 
 
 class PatientStore(ObjectStore[Any]):
@@ -147,7 +147,7 @@ class PatientStore(ObjectStore[Any]):
     async def _insist[T](self, key: str, ask: Callable[[], Awaitable[T]]) -> T:
         """What the store answers in the end."""
         began, tries, wait = time.monotonic(), 0, FIRST_WAIT
-        host = urlsplit(self.address).netloc
+        host = urlsplit(self.address).netloc, self.address.options.get("endpoint")
         while True:
             try:
                 answer = await ask()
