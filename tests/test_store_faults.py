@@ -7,8 +7,10 @@ import pytest
 import zarr
 
 from pipelines import LeastSquares, Pseudoinverse, open_result, run
+from pipelines.addresses import Address
 from pipelines.errors import BadData, PlanRefused, RunFailed
 from pipelines.storage import Staging, array_names, copy_result
+from pipelines.storage.answers import letter_of, may_pass
 from pipelines.storage.arrays import open_store
 from tests.faulty import FaultyStore, first
 
@@ -194,6 +196,18 @@ def test_credentials_that_end_in_the_middle_of_a_run_are_told_at_once(faulty, re
         run(LeastSquares(**remote.fields, output=f"{remote.bucket}/out"))
     assert time.monotonic() - began < 5
     assert open_store(f"{remote.bucket}/out").names() == []
+
+
+@pytest.mark.parametrize(
+    "asked", ["PUT http://169.254.169.254/latest/api/token", "GET http://metadata.google.internal/c"]
+)
+def test_a_machine_without_credentials_is_told_where_they_are_looked_for(asked):
+    said = f"Generic S3 error: Error performing {asked} in 1.2s, after 10 retries - HTTP error: error sending request"
+    assert not may_pass(said)
+    assert letter_of(Address("gs://b/A"), said, 11, 1.2) == (
+        "no credentials were found (11 times in 1.2 s). Set GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT where "
+        "the job and its workers run, or, for what is public, storage_options: {skip_signature: true}."
+    )
 
 
 def test_an_answer_to_head_gives_the_reason_that_only_get_would_give(faulty, remote):

@@ -18,7 +18,7 @@ NO_CREDENTIALS = r"169\.254\.\d|metadata\.google"
 """Where stores of a cloud look for credentials when none are given."""
 ADVICE = {
     NO_CREDENTIALS: (
-        "No credentials were found. Set {credentials} where the job and its workers run, or, for what is public, "
+        "Set {credentials} where the job and its workers run, or, for what is public, "
         "storage_options: {{skip_signature: true}}"
     ),
     "ExpiredToken|TokenRefreshRequired|[Ee]xpired": (
@@ -88,6 +88,8 @@ def letter_of(address: Address, said: str, tries: int, seconds: float) -> str:
 
 
 def _answer(said: str) -> str:
+    if re.search(NO_CREDENTIALS, said):
+        return "no credentials were found"
     status = re.search(r"status code: (\d+ [\w ]+)", said)
     if status is None:
         return "the store cannot be reached: " + next(
