@@ -60,7 +60,8 @@ def test_each_make_target_that_the_readme_names_exists():
 
 @pytest.mark.parametrize(("folder", "light"), [
     ("pipelines", {"__init__", "__pycache__", "errors", "execute", "progress", "units"}),
-    ("workers", {"__init__", "__pycache__", "cli", "commands", "doctor", "forked", "output", "places", "render",
+    ("workers", {"__init__", "__pycache__", "cli", "cluster_doctor", "commands", "doctor", "findings", "forked",
+                 "output", "places", "render",
                  "report", "sweep", "templates", "terminal"}),
 ])  # fmt: skip
 def test_each_room_of_the_architecture_exists_and_each_module_has_a_room(folder, light):

@@ -1,16 +1,26 @@
 """The doctor: one finding per thing that can be wrong, each with its advice."""
 
+import re
+import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipelines import LeastSquares
 from pipelines.errors import RunFailed
 from pipelines.rates import NOMINAL, load_rates
-from workers import doctor
-from workers.clusters import Local, open_cluster
+from tests.conftest import stored
+from tests.served import free_port
+from workers import cluster_doctor, doctor
+from workers.cluster_doctor import examine_cluster
+from workers.clusters import Address, Local, open_cluster
 from workers.clusters.machine import Machine
-from workers.doctor import Finding, examine, examine_cluster
+from workers.doctor import examine
+from workers.findings import Finding, looked_at
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +134,10 @@ def test_a_check_that_breaks_is_a_finding():
     def _letter() -> Finding:
         raise RunFailed("The local cluster did not start.")
 
-    assert doctor._looked_at("odd thing", _broken) == Finding(
-        "odd thing", False, "ZeroDivisionError: of a kind", "Install Tallgrass anew: make install"
+    assert looked_at("odd thing", _broken) == Finding(
+        "odd thing", False, "ZeroDivisionError: of a kind", "Install Tallgrass anew: make venv"
     )
-    assert doctor._looked_at("a worker", _letter) == Finding("a worker", False, "The local cluster did not start.")
+    assert looked_at("a worker", _letter) == Finding("a worker", False, "The local cluster did not start.")
 
 
 def test_a_cluster_is_examined(client):
@@ -152,8 +162,8 @@ def test_other_versions_on_a_cluster_are_a_finding(client, monkeypatch):
 
 
 def test_clocks_that_differ_are_a_finding(client, monkeypatch):
-    monkeypatch.setattr(doctor, "time", Shifted())
-    finding = doctor._clocks(client)
+    monkeypatch.setattr(cluster_doctor, "time", Shifted())
+    finding = cluster_doctor._clocks(client)
     assert not finding.ok
     assert finding.advice == "Set the clocks of the machines (NTP)."
 
@@ -165,10 +175,80 @@ class Shifted:
         return time.time() + 600
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A cluster whose worker has another working directory than we, and so another view of relative paths."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        stored(folder / "data" / "A", np.ones((4, 2)), (2, 2))
+    monkeypatch.chdir(here)
+    dask, port = str(Path(sys.executable).with_name("dask")), free_port()
+    with ExitStack() as stack:
+        for words in (("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"),
+                      ("worker", f"tcp://127.0.0.1:{port}", "--nthreads", "1", "--no-dashboard")):  # fmt: skip
+            log = stack.enter_context((tmp_path / words[0]).open("w"))
+            process = subprocess.Popen([dask, *words], cwd=there, stdout=log, stderr=log)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+        yield Address(address=f"tcp://127.0.0.1:{port}"), there
+
+
+def job(**fields):
+    return LeastSquares(**({"matrix": "data/A", "rhs": "data/A", "output": "results/x"} | fields))
+
+
+def found_of(address, job):
+    with open_cluster(address) as client:
+        return {finding.name: finding for finding in examine_cluster(client, job)}
+
+
+def test_workers_that_see_other_data_or_write_elsewhere_are_findings(elsewhere):
+    address, there = elsewhere
+    found = found_of(address, job())
+    assert found["arrays"] == Finding("arrays", True, "matrix, rhs: seen alike from here and by 1 workers")
+    assert not found["output"].ok
+    assert found["output"].detail == "1 of 1 workers write to another results/x than this process"
+    assert "a file system that all mount, or in an object store" in found["output"].advice
+    stored(there / "data" / "B", np.ones((4, 2)), (4, 2))
+    stored("data/B", np.ones((4, 2)), (2, 2))
+    stored("data/C", np.ones((4, 2)), (2, 2))
+    arrays = found_of(address, job(matrix="data/B"))["arrays"]
+    assert arrays.detail.endswith("data/B is another array there: (4, 2) of float64 in chunks of (4, 2)")
+    arrays = found_of(address, job(matrix="data/C"))["arrays"]
+    assert re.search("tcp://.*: There is no Zarr array at data/C: nothing is there.", arrays.detail)
+    assert "Give each worker the same view of the data" in arrays.advice
+
+
+def test_what_is_wrong_here_already_is_said_first(client, tmp_path):
+    found = {finding.name: finding for finding in examine_cluster(client, job(output=f"{tmp_path}/file/x"))}
+    assert found["arrays"].detail.startswith("here: There is no Zarr array at data/A: nothing is there.")
+    (tmp_path / "file").touch()
+    found = {finding.name: finding for finding in examine_cluster(client, job(output=f"{tmp_path}/file/x"))}
+    assert found["output"].detail.startswith("here: ")
+    assert found["output"].detail.endswith("cannot be written: Not a directory.")
+
+
+def test_a_cluster_that_sees_all_is_told_so_and_nothing_is_left(client, tmp_path):
+    place = stored(tmp_path / "A", np.ones((4, 2)), (2, 2))
+    written = job(matrix=place, rhs=place, output=f"{tmp_path}/results/x")
+    found = {finding.name: finding for finding in examine_cluster(client, written)}
+    assert found["arrays"].ok
+    assert found["output"] == Finding("output", True, f"1 workers can write beside {tmp_path}/results/x")
+    assert not (tmp_path / "results").exists()
+
+
+def test_little_scratch_space_on_a_worker_is_a_finding(client, monkeypatch):
+    monkeypatch.setattr(client, "run", lambda function: {"tcp://a": 2**40, "tcp://b": 2**30})
+    finding = cluster_doctor._scratch(client)
+    assert not finding.ok
+    assert finding.detail == "at least 1.0 GiB free on each, too little on 1 of 2"
+    assert "or start workers with another --local-directory" in finding.advice
+
+
 def test_workers_that_were_started_otherwise_are_a_finding(client, monkeypatch):
     facts = {"blas_threads": 8, "huge_pages": False, "writes_empty_chunks": True}
     monkeypatch.setattr(client, "run", lambda function: {"tcp://a": facts, "tcp://b": facts})
-    finding = doctor._worker_processes(client)
+    finding = cluster_doctor.worker_processes(client)
     assert not finding.ok
     assert finding.detail == "up to 8 BLAS threads per task, 2 workers without huge pages"
     assert "Start workers with OPENBLAS_NUM_THREADS=1" in finding.advice
@@ -183,7 +263,7 @@ def test_paused_and_unlimited_workers_are_findings(client, monkeypatch):
     ]:
         known = {"workers": dict(enumerate(workers))}
         monkeypatch.setattr(client, "scheduler_info", lambda n_workers, known=known: known)
-        finding = doctor._workers(client)
+        finding = cluster_doctor._workers(client)
         assert not finding.ok
         assert finding.detail == says
         assert finding.advice

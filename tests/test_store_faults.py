@@ -205,8 +205,8 @@ def test_a_machine_without_credentials_is_told_where_they_are_looked_for(asked):
     said = f"Generic S3 error: Error performing {asked} in 1.2s, after 10 retries - HTTP error: error sending request"
     assert not may_pass(said)
     assert letter_of(Address("gs://b/A"), said, 11, 1.2) == (
-        "no credentials were found (11 times in 1.2 s). Set GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT where "
-        "the job and its workers run, or, for what is public, storage_options: {skip_signature: true}."
+        "no credentials were found (11 times in 1.2 s). Set GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT "
+        "where the job and its workers run, or, for what is public, storage_options: {skip_signature: true}."
     )
 
 

@@ -191,31 +191,39 @@ def schema() -> None:
     "tallgrass doctor",
     "tallgrass doctor --calibrate",
     "tallgrass doctor --cluster configs/clusters/address.yaml",
+    "tallgrass doctor --cluster configs/clusters/address.yaml job.yaml",
 )
+@click.argument("job_file", metavar="[JOB]", type=click.Path(), required=False)
 @click.option("--calibrate", is_flag=True, help="Measure this machine's speeds, which plans are made from.")
 @_cluster
-def doctor(calibrate: bool, cluster_file: str | None) -> None:
-    """Examine this installation and its cluster."""
+def doctor(calibrate: bool, cluster_file: str | None, job_file: str | None) -> None:
+    """Examine this installation and its cluster.
+
+    With a job file also: whether all of the cluster sees its arrays, and can write where its result goes.
+    """
     from dataclasses import asdict
 
+    from pipelines.load import load_job
     from pipelines.report import render_findings
 
-    findings = [asdict(finding) for finding in _examined(calibrate, load_cluster(cluster_file))]
+    job = None if job_file is None else load_job(job_file)
+    findings = [asdict(finding) for finding in _examined(calibrate, load_cluster(cluster_file), job)]
     healthy = all(finding["ok"] for finding in findings)
     print_one({"schema": "doctor/1", "ok": healthy, "findings": findings}, render_findings(findings))
 
 
-def _examined(calibrate: bool, cluster: Any) -> list[Any]:
+def _examined(calibrate: bool, cluster: Any, job: Any) -> list[Any]:
     from workers import doctor
+    from workers.cluster_doctor import examine_cluster
     from workers.clusters import open_cluster
 
     if calibrate:
         hint("measuring this machine's speeds; this takes some seconds")
         doctor.calibrate()
     findings = doctor.examine()
-    if cluster is not None:
+    if cluster is not None or job is not None:
         with open_cluster(cluster) as client:
-            findings += doctor.examine_cluster(client)
+            findings += examine_cluster(client, job)
     return findings
 
 

@@ -1,51 +1,27 @@
-"""Is this installation, this machine and its cluster as the work needs it? One finding per thing that can be wrong."""
+"""Is this installation, and this machine, as the work needs it? One finding per thing that can be wrong."""
 
-import os
 import platform
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipelines.errors import TallgrassError
 from pipelines.units import format_bytes, format_seconds
 from workers.clusters import Local, open_cluster, resources_of
-from workers.clusters.address import PACKAGES, check_versions
+from workers.clusters.address import PACKAGES
 from workers.clusters.machine import this_machine
+from workers.findings import SCRATCH_BYTES, Finding, looked_at
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from pipelines.rates import Rates
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was examined."""
-
-    name: str
-    """What was examined, in two or three words."""
-    ok: bool
-    """Whether it is as it should be."""
-    detail: str
-    """What was found, with its numbers."""
-    advice: str = ""
-    """What to do, when it is not as it should be."""
-
-
 OLDEST_PYTHON = (3, 12)
-SCRATCH_BYTES = 2 * 2**30
-"""Free disk below which a worker that has to put states on disk may get stuck."""
 
-SKEW_SECONDS = 5.0
-"""Difference of clocks from which times in logs and results of several machines contradict each other."""
 
 OURS = "tallgrass"
 NAMES = ("pipelines", "workers")
@@ -64,13 +40,7 @@ def examine() -> list[Finding]:
         "huge pages": _huge_pages,
         "rates for plans": _rates,
     }
-    return [_looked_at(name, check) for name, check in checks.items()]
-
-
-def examine_cluster(client: "Client") -> list[Finding]:
-    """A cluster that is open: versions, workers, memory, clocks, and how each worker process was started."""
-    checks = {"versions": _versions, "workers": _workers, "clocks": _clocks, "worker processes": _worker_processes}
-    return [_looked_at(name, partial(check, client)) for name, check in checks.items()]
+    return [looked_at(name, check) for name, check in checks.items()]
 
 
 def calibrate() -> "Rates":
@@ -80,16 +50,6 @@ def calibrate() -> "Rates":
     rates = measure_rates()
     save_rates(rates)
     return rates
-
-
-def _looked_at(name: str, check: Callable[[], Finding]) -> Finding:
-    """The finding, also when the check itself breaks on what it finds."""
-    try:
-        return check()
-    except TallgrassError as error:
-        return Finding(name, False, str(error))
-    except Exception as error:  # noqa: BLE001  # a doctor who faints at the sight of blood is of no use
-        return Finding(name, False, f"{type(error).__name__}: {error}", "Install Tallgrass anew: make install")
 
 
 def _python() -> Finding:
@@ -156,10 +116,12 @@ def _machine() -> Finding:
 
 def _worker() -> Finding:
     """One worker process, started as any job starts it."""
+    from workers.cluster_doctor import worker_processes
+
     start = time.perf_counter()
     with open_cluster(Local(processes=1, dashboard=False)) as client:
         seconds = time.perf_counter() - start
-        finding = _worker_processes(client)
+        finding = worker_processes(client)
     return Finding("a worker", finding.ok, f"starts in {format_seconds(seconds)}; {finding.detail}", finding.advice)
 
 
@@ -199,81 +161,3 @@ def _rates() -> Finding:
         source,
         "Plans estimate seconds for a typical machine: tallgrass doctor --calibrate measures this one.",
     )
-
-
-def _versions(client: "Client") -> Finding:
-    try:
-        check_versions(client)
-    except TallgrassError as error:
-        return Finding("versions", False, str(error))
-    return Finding("versions", True, "Python and packages are the same on client, scheduler and workers")
-
-
-def _workers(client: "Client") -> Finding:
-    workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
-    if not workers:
-        return Finding("workers", False, "none connected", "Start workers.")
-    paused = sum(worker["status"] == "paused" for worker in workers)
-    least = min(worker["memory_limit"] or 0 for worker in workers)
-    hosts = len({worker["host"] for worker in workers})
-    detail = (
-        f"{len(workers)} with {sum(worker['nthreads'] for worker in workers)} threads on {hosts} "
-        f"host{'s' if hosts > 1 else ''}, {f'at least {format_bytes(least)} each' if least else 'no memory limit'}"
-        + (f", {paused} paused" if paused else "")
-    )
-    advice = (
-        "Free memory and disk on the paused ones, or restart them." if paused else "Start workers with --memory-limit."
-    )
-    return Finding("workers", not paused and least > 0, detail, advice)
-
-
-def clock() -> float:
-    """Seconds since 1970 as a worker sees them."""
-    return time.time()
-
-
-def _clocks(client: "Client") -> Finding:
-    before = time.time()
-    times = client.run(clock).values()
-    after = time.time()
-    skew = max((max(before - told, told - after, 0.0) for told in times), default=0.0)
-    return Finding(
-        "clocks", skew < SKEW_SECONDS, f"at most {format_seconds(skew)} apart", "Set the clocks of the machines (NTP)."
-    )
-
-
-def process_facts() -> dict[str, Any]:
-    """What can only be seen from inside a worker process."""
-    import numpy as np
-    import scipy.linalg  # noqa: F401  # its BLAS is another library than NumPy's
-    from threadpoolctl import threadpool_info
-
-    np.linalg.norm(np.ones((2, 2)), 2)
-    pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-    return {
-        "blas_threads": max(pools, default=1),
-        "huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
-        "writes_empty_chunks": os.environ.get("ZARR_ARRAY__WRITE_EMPTY_CHUNKS", "") == "True",
-    }
-
-
-def _worker_processes(client: "Client") -> Finding:
-    facts = list(client.run(process_facts).values())
-    threads = max((fact["blas_threads"] for fact in facts), default=1)
-    faults = [
-        *([f"up to {threads} BLAS threads per task"] if threads > 1 else []),
-        *_count(facts, "huge_pages", "without huge pages"),
-        *_count(facts, "writes_empty_chunks", "that leave chunks of zeros out"),
-    ]
-    if not faults:
-        return Finding("worker processes", True, "one BLAS thread per task, huge pages asked for")
-    advice = (
-        "Start workers with OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 "
-        "ZARR_ARRAY__WRITE_EMPTY_CHUNKS=True in their environment."
-    )
-    return Finding("worker processes", False, ", ".join(faults), advice)
-
-
-def _count(facts: Iterable[dict[str, Any]], name: str, words: str) -> list[str]:
-    number = sum(not fact[name] for fact in facts)
-    return [f"{number} worker{'s' if number > 1 else ''} {words}"] if number else []
