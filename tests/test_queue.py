@@ -3,6 +3,7 @@
 import itertools
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -400,6 +401,29 @@ def test_many_may_open_a_new_database_at_once_and_all_see_the_same_queue(queue, 
 
 
 # Any sequence of events
+
+
+def test_leases_go_by_the_clock_of_the_database_where_several_machines_share_it(addresses, monkeypatch):
+    queue = Queue(addresses("postgresql"))
+    submitted(queue, output="by the clock")
+    held = queue.claim("here")
+    monkeypatch.setattr("workers.database.time", Ahead)
+    other = Queue(addresses("postgresql"))
+    assert abs(other.clock() - time.time()) < 5
+    assert other.recover() == []
+    assert queue.get(held.id).agent == "here"
+    for one in (queue, other):
+        one.close()
+
+
+class Ahead:
+    """A machine whose clock is an hour ahead."""
+
+    monotonic = time.monotonic
+
+    @staticmethod
+    def time():
+        return time.time() + 3600
 
 
 class Events(RuleBasedStateMachine):

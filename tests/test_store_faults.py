@@ -198,9 +198,7 @@ def test_credentials_that_end_in_the_middle_of_a_run_are_told_at_once(faulty, re
     assert open_store(f"{remote.bucket}/out").names() == []
 
 
-@pytest.mark.parametrize(
-    "asked", ["PUT http://169.254.169.254/latest/api/token", "GET http://metadata.google.internal/c"]
-)
+@pytest.mark.parametrize("asked", ["PUT http://169.254.169.254/latest/api", "GET http://metadata.google.internal/c"])
 def test_a_machine_without_credentials_is_told_where_they_are_looked_for(asked):
     said = f"Generic S3 error: Error performing {asked} in 1.2s, after 10 retries - HTTP error: error sending request"
     assert not may_pass(said)

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,14 @@ class Database:
 
     Args:
         url: sqlite:///path or postgresql://user@host/database.
-        clock: seconds since 1970.
+        clock: seconds since 1970; by default the database server's, or this machine's for SQLite.
     """
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
-        self.url, self.clock = url, clock
+    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
+        self.url = url
         self._write = threading.Lock()
         self._engine = _engine(url)
+        self.clock = clock or (_ClockOf(self) if self.kind == "postgresql" else time.time)
         try:
             with _told(url):
                 self._prepare()
@@ -160,6 +161,26 @@ class Database:
                     f"The queue at {shown_url(self.url)} has tables of form {found}, and this version of Tallgrass "
                     f"needs form {SCHEMA}. Use the version that made it, or another database."
                 )
+
+
+class _ClockOf:
+    """A server's clock, which all agents share: leases taken by clocks of their own would end too early for some."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._ahead, self._asked = 0.0, -ASK_AGAIN
+
+    def __call__(self) -> float:
+        if time.monotonic() - self._asked > ASK_AGAIN:
+            with suppress(RunFailed), self._database.reading() as connection:
+                before = time.time()
+                now = connection.execute(sql.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()
+                self._ahead, self._asked = float(now) - (before + time.time()) / 2, time.monotonic()
+        return time.time() + self._ahead
+
+
+ASK_AGAIN = 60.0
+"""Seconds after which a server is asked for its time again."""
 
 
 def readable(text: str) -> str:

@@ -13,7 +13,6 @@ consistency" (1989).
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,8 +126,9 @@ class Selection:
 class Queue:
     """The table of jobs, for servers, agents and tools; safe to use from many threads and processes."""
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
-        self.database, self.clock = Database(url, clock), clock
+    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
+        self.database = Database(url, clock)
+        self.clock = self.database.clock
 
     def close(self) -> None:
         """Close all connections."""
