@@ -37,6 +37,8 @@ def main() -> None:
             assert client.scheduler is not None
             jobs_page = model.kind in HERE or _has_page(client)
             threading.Thread(target=_watch, args=(client,), daemon=True).start()
+            if model.kind in HERE:
+                threading.Thread(target=_tidy_up, args=(client,), daemon=True).start()
             reached = reached_by(model, client).model_dump()
             _say({"reached": reached, "dashboard": dashboard_link(client), "jobs_page": jobs_page})
             for line in sys.stdin:
@@ -54,6 +56,16 @@ def _watch(client: Any) -> None:
         away = 0.0 if client.status == "running" else away + 0.5
     _say({"error": f"The scheduler at {client.scheduler.address} has gone away. Jobs wait until it is back."})
     os._exit(1)
+
+
+def _tidy_up(client: Any) -> None:
+    """Let the scheduler stay as small as it began."""
+    from workers.clusters.tidy import FORGET_AFTER, tidy
+
+    while True:
+        time.sleep(FORGET_AFTER)
+        with suppress(Exception):
+            client.run_on_scheduler(tidy)
 
 
 def _register() -> None:

@@ -79,6 +79,10 @@ SETTINGS: dict[str, Any] = {
     "distributed.scheduler.no-workers-timeout": "60s",
     # One task in hand while another runs: states are small, and asking for each task leaves the core idle meanwhile.
     "distributed.scheduler.worker-saturation": 2.0,
+    # For developers of Dask: the last messages, each with its task; 1,000 to each worker would hold 100 MB in the end.
+    "distributed.admin.low-level-log-length": 50,
+    # What a client that has gone did is of no interest after a minute; Dask keeps it for an hour.
+    "distributed.scheduler.events-cleanup-delay": "60s",
     # On a loaded machine an answer may take long; below 11 s Dask's own assertions fail.
     "distributed.comm.timeouts.connect": "30s",
     "distributed.comm.timeouts.tcp": "30s",
