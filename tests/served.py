@@ -15,6 +15,7 @@ import psutil
 from zarr.codecs import GzipCodec
 
 from tests.conftest import stored
+from workers import trust
 from workers.queue import Queue
 
 SECONDS = 90
@@ -57,7 +58,9 @@ def store_slow(place: Path) -> None:
 class Served:
     """A server in a folder: started, killed, and started again."""
 
-    def __init__(self, folder: Path, *words: str, workers: int = 2, dashboard: str = "false", cluster: str = ""):
+    def __init__(
+        self, folder: Path, *words: str, workers: int = 2, dashboard: str = "false", cluster: str = "", ca: str = ""
+    ):
         self.folder, self.port = folder, free_port()
         local = f"kind: local\nprocesses: {workers}\nmemory: 512 MiB\ndashboard: {dashboard}\n"
         (folder / "cluster.yaml").write_text(cluster or local)
@@ -65,7 +68,7 @@ class Served:
             "serve", "--port", str(self.port), "--state", str(folder / "state"), "--root", str(folder),
             "--cluster", str(folder / "cluster.yaml"), *words,
         ]  # fmt: skip
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url, self.ca = f"http{'s' if ca else ''}://127.0.0.1:{self.port}", ca
         self.database = f"sqlite:///{folder / 'state' / 'queue.db'}"
         self.process = None
 
@@ -96,7 +99,7 @@ class Served:
         """Whether it does."""
         assert self.process.poll() is None, self.said()
         with suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/health").is_success
+            return httpx.get(f"{self.url}/health", verify=trust.context(self.ca) if self.ca else True).is_success
         return False
 
     def said(self):

@@ -1,47 +1,18 @@
 """The service on a Dask cluster that runs elsewhere: a scheduler and a worker started by hand, lost and found."""
 
-import subprocess
 import sys
-from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
 from tests.conftest import stored
-from tests.served import Served, free_port, wait_for
+from tests.dask_cluster import Cluster
+from tests.served import Served, wait_for
 from workers import Client
 from workers.lifecycle import State
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are told apart by Linux's means")
-DASK = str(Path(sys.executable).with_name("dask"))
-
-
-class Cluster:
-    """A scheduler with the page of jobs, and one worker, as an administrator starts them."""
-
-    def __init__(self, folder):
-        self.folder, self.port, self.http = folder, free_port(), free_port()
-        self.address = f"tcp://127.0.0.1:{self.port}"
-        self.processes = []
-
-    def start(self):
-        self.run("scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--dashboard-address",
-                 f"127.0.0.1:{self.http}", "--preload", "workers.clusters.preload")  # fmt: skip
-        self.run("worker", self.address, "--nthreads", "1", "--memory-limit", "512MiB", "--no-dashboard",
-                 "--local-directory", str(self.folder / "spill"))  # fmt: skip
-
-    def run(self, *words):
-        with (self.folder / "dask.log").open("ab") as log:
-            self.processes.append(subprocess.Popen([DASK, *words], cwd=self.folder, stdout=log, stderr=log))
-
-    def kill(self):
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            process.wait(30)
-        self.processes.clear()
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(folder):
-    with ExitStack() as stack:
-        made = Cluster(folder)
-        stack.callback(made.kill)
-        made.start()
+    with Cluster(folder) as made:
         yield made
 
 

@@ -1,4 +1,4 @@
-"""The commands of who runs a server: one that serves, and those that make and revoke its tokens."""
+"""The commands of who runs a server: one that serves, one that makes certificates, and those about tokens."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.errors import JobFileError
+from pipelines.errors import JobFileError, RunFailed
 from workers.output import command, hint, print_one
 
 if TYPE_CHECKING:
@@ -70,6 +70,53 @@ def serve(**given: Any) -> None:
     serve_(Options(state=state, database=database, cluster=cluster, roots=roots, **given), hint)
 
 
+@command(
+    "tallgrass certs certificates",
+    "tallgrass certs certificates --host scheduler.example --host 10.0.0.1",
+    "tallgrass certs certificates --renew",
+)
+@click.argument("folder", type=_FOLDER)
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A name or address of the server; this machine's names when left out, and always localhost. May be repeated.",
+)
+@click.option(
+    "--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long the certificates are valid."
+)
+@click.option("--renew", is_flag=True, help="Let the authority in the folder sign new certificates.")
+def certs(folder: Path, hosts: tuple[str, ...], days: int, renew: bool) -> None:
+    """Make an authority for a cluster, and certificates for client, scheduler, workers and server.
+
+    Whoever has no certificate of this authority is refused. Its own key, ca-key.pem, is needed to renew them, and
+    nowhere else: keep it away from the cluster.
+    """
+    try:
+        from workers import certificates
+    except ImportError as error:
+        raise RunFailed(
+            'The package cryptography, which makes certificates, is missing. Install it: pip install "tallgrass[tls]"'
+        ) from error
+
+    made = (certificates.renew if renew else certificates.make)(folder, hosts, days)
+    until = f"{made.until:%Y-%m-%d}"
+    document = {"folder": str(folder), "hosts": made.hosts, "until": until, "roles": list(certificates.ROLES)}
+    print_one({"schema": "certificates/1"} | document, f"{folder}: valid until {until} for {', '.join(made.hosts)}")
+    if renew:
+        hint("next: give each part its new files and restart it; tasks and jobs that run are begun again")
+        return
+    files = "--tls-ca-file {0}/ca.pem --tls-cert {0}/{1}.pem --tls-key {0}/{1}-key.pem"
+    hint(f"""\
+next: dask scheduler --protocol tls --dashboard-address 127.0.0.1:8787 {files.format(folder, "scheduler")}
+      dask worker tls://{made.hosts[0]}:8786 --nthreads 1 {files.format(folder, "worker")}
+      tallgrass run JOB.yaml --cluster CLUSTER.yaml    a file like configs/clusters/tls.yaml, with
+        tls: {{ca: {folder}/ca.pem, cert: {folder}/client.pem, key: {folder}/client-key.pem}}
+      tallgrass serve --cluster CLUSTER.yaml --cert {folder}/server.pem --key {folder}/server-key.pem
+      export TALLGRASS_CA={folder}/ca.pem    where jobs are submitted""")
+
+
 @click.group(
     epilog="""\b
 Examples:
@@ -125,4 +172,4 @@ def token_revoke(token_id: str, database: str | None) -> None:
 for _command in (token_create, token_list, token_revoke):
     token.add_command(_command)
 
-ALL: tuple[click.Command, ...] = (serve, token)
+ALL: tuple[click.Command, ...] = (serve, certs, token)

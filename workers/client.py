@@ -18,7 +18,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import ClusterUnreachable, JobFileError, TallgrassError, WaitTimedOut
-from workers import api
+from workers import api, trust
 from workers.lifecycle import State
 from workers.places import absolute
 
@@ -43,21 +43,27 @@ class Client:
     Args:
         url: the server's address; TALLGRASS_SERVER when left out, or this machine's own.
         token: what a server that is open to others asks for; TALLGRASS_TOKEN when left out.
+        ca: the file of the authority that signed an https server's certificate; TALLGRASS_CA when left out, or those
+            that everybody trusts.
         timeout: seconds to wait for an answer.
 
     Raises (all methods):
-        ClusterUnreachable: nobody answers, or the token is not valid.
+        ClusterUnreachable: nobody answers, the token is not valid, or the server is not to be trusted.
         TallgrassError: what the server says, as the error that a local run would have raised.
     """
 
-    def __init__(self, url: str | None = None, token: str | None = None, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str | None = None, token: str | None = None, timeout: float = 30.0, *, ca: str | None = None
+    ) -> None:
         self.url = (url or os.environ.get("TALLGRASS_SERVER") or DEFAULT_URL).rstrip("/")
         token = (token or os.environ.get("TALLGRASS_TOKEN") or "").strip()
         if not (token.isascii() and token.isprintable()):
             raise JobFileError("TALLGRASS_TOKEN holds characters that no token has. Set it to one line: tg_...")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        ca = ca or os.environ.get("TALLGRASS_CA")
+        trusted = trust.context(ca) if ca and self.url.startswith("https://") else True
         try:
-            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, verify=trusted)
         except (httpx.InvalidURL, ValueError) as error:
             raise JobFileError(f"{self.url} is no address of a server; needed http://host:port") from error
 
@@ -219,7 +225,7 @@ class Client:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             why = str(error) or type(error).__name__
-            raise ClusterUnreachable(
+            raise trust.mistrust(self.url, error) or ClusterUnreachable(
                 f"No server answers at {self.url} ({why}). Start one with `tallgrass serve`, or name it with --server "
                 "or TALLGRASS_SERVER."
             ) from error

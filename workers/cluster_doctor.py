@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import TallgrassError
 from pipelines.units import format_bytes, format_seconds
-from workers.clusters.address import check_versions
+from workers.clusters.address import Tls, check_versions
 from workers.findings import SCRATCH_BYTES, Finding, looked_at
 
 if TYPE_CHECKING:
@@ -34,6 +34,26 @@ def examine_cluster(client: "Client", job: Any = None) -> list[Finding]:
         if job.output is not None:
             checks |= {"output": partial(_output, job=job)}
     return [looked_at(name, partial(check, client)) for name, check in checks.items()]
+
+
+def examine_certificates(tls: Tls) -> Finding:
+    """How long our certificate for a cluster, and its authority, are still valid."""
+    return looked_at("certificates", partial(_certificates, tls))
+
+
+def _certificates(tls: Tls) -> Finding:
+    try:
+        from workers.certificates import SOON_DAYS, days_left
+    except ImportError:
+        return Finding("certificates", True, 'not looked at: that takes pip install "tallgrass[tls]"')
+    days = {file: days_left(file) for file in (tls.ca, tls.cert)}
+    file = min(days, key=lambda file: days[file])
+    return Finding(
+        "certificates",
+        days[file] >= SOON_DAYS,
+        f"{file} ends in {days[file]:.0f} days" if days[file] >= 0 else f"{file} ended {-days[file]:.0f} days ago",
+        "Renew the certificates, tallgrass certs FOLDER --renew; an authority that ends is made anew.",
+    )
 
 
 def _versions(client: "Client") -> Finding:

@@ -214,13 +214,15 @@ def doctor(calibrate: bool, cluster_file: str | None, job_file: str | None) -> N
 
 def _examined(calibrate: bool, cluster: Any, job: Any) -> list[Any]:
     from workers import doctor
-    from workers.cluster_doctor import examine_cluster
+    from workers.cluster_doctor import examine_certificates, examine_cluster
     from workers.clusters import open_cluster
 
     if calibrate:
         hint("measuring this machine's speeds; this takes some seconds")
         doctor.calibrate()
     findings = doctor.examine()
+    if (tls := getattr(cluster, "tls", None)) is not None:
+        findings.append(examine_certificates(tls))
     if cluster is not None or job is not None:
         with open_cluster(cluster) as client:
             findings += examine_cluster(client, job)

@@ -89,6 +89,8 @@ def serve(options: Options, tell: Any) -> None:
             ssl_certfile=options.cert, ssl_keyfile=options.key, timeout_graceful_shutdown=2,
         )  # fmt: skip
         tell(f"serving at {options.url}; jobs may read and write below {', '.join(options.roots)}")
+        if tokens and options.cert is None:
+            tell("note: tokens and jobs travel as plain text. Encrypt them with --cert and --key (tallgrass certs)")
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
         tell("stopping: jobs that run go on when the server is started again")
@@ -100,15 +102,25 @@ def _check_options(options: Options) -> None:
         if "://" not in root and not os.path.isdir(root):
             raise JobFileError(f"--root: there is no folder {root}. Make it first, or name another one.")
     if options.cert is not None:
-        import ssl
+        _check_certificate(options.cert, options.key)
 
-        try:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(options.cert, options.key)
-        except (ssl.SSLError, OSError) as error:
-            why = getattr(error, "reason", None) or error.strerror or error
+
+def _check_certificate(cert: Path, key: Path | None) -> None:
+    import ssl
+
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except (ssl.SSLError, OSError) as error:
+        why = getattr(error, "reason", None) or error.strerror or error
+        raise JobFileError(f"{cert} and {key} are no certificate with its key ({why}); needed PEM files.") from error
+    with suppress(ImportError):  # without the package that reads certificates, clients find out
+        from workers.certificates import days_left
+
+        if (days := days_left(cert)) < 0:
             raise JobFileError(
-                f"{options.cert} and {options.key} are no certificate with its key ({why}); needed PEM files."
-            ) from error
+                f"{cert} has ended {-days:.0f} days ago, and no client would trust it. Renew it: tallgrass certs "
+                f"{cert.parent} --renew"
+            )
 
 
 def _plan(job: Any, options: Options) -> dict[str, Any]:

@@ -162,8 +162,8 @@ def _first_words(connection: socket.socket, context: ssl.SSLContext | None) -> t
         else:
             with context.wrap_socket(connection) as encrypted:
                 first = encrypted.recv(1)
-    except ssl.SSLCertVerificationError:
-        return "the scheduler's certificate is not signed by the authority in tls.ca. Name the right one.", True
+    except ssl.SSLCertVerificationError as error:
+        return _not_trusted(error), True
     except ssl.SSLError as error:
         return _not_encrypted_as_we(error), True
     except TimeoutError:
@@ -173,7 +173,18 @@ def _first_words(connection: socket.socket, context: ssl.SSLContext | None) -> t
     return "", True
 
 
+def _not_trusted(error: ssl.SSLCertVerificationError) -> str:
+    if "expired" in error.verify_message:
+        return f"the certificate of the scheduler, or of its authority, has ended. {RENEW}"
+    return "the scheduler's certificate is not signed by the authority in tls.ca. Name the right one."
+
+
+RENEW = "Renew it (tallgrass certs FOLDER --renew), and restart who uses it."
+
+
 def _not_encrypted_as_we(error: ssl.SSLError) -> str:
+    if "EXPIRED" in (error.reason or ""):
+        return f"the scheduler refuses our certificate, tls.cert, which has ended. {RENEW}"
     if "ALERT" in (error.reason or ""):
         return (
             f"the scheduler refuses our certificate ({error.reason}). "
