@@ -31,7 +31,7 @@ FIND_PYTHON = found=$$($(PYTHONS)); newest=$$(echo "$$found" | head -n 1); \
 
 help: ## List what make can do
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; \
-		do printf '  make %-9s %s\n' "$$name" "$$text"; done
+		do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: venv data/flights.zarr/zarr.json ## Regress 336,776 flights on 247 columns, in less memory than they take
 	$(BIN)/tallgrass run configs/jobs/flights.yaml --cluster configs/clusters/demo.yaml --set overwrite=true
@@ -55,6 +55,9 @@ test: lint ## Check format, lint, types and import contracts, then run the tests
 test-all: lint ## The same, with the slow tests too
 	$(BIN)/python -m pytest -m ''
 
+test-compose: venv ## Bring docker-compose.yml up, kill its parts, compare the answers, take it down (root)
+	$(BIN)/python -m pytest -m '' -rs tests/compose/check_stack.py
+
 lint: venv ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -67,6 +70,20 @@ format: venv ## Put the code into its format and repair what ruff can
 
 bench: venv ## Measure against dask, NumPy and the limits of this machine; writes benchmarks/results
 	$(BIN)/python -m benchmarks
+
+# Each part reads the files that it needs, and nobody else does. As root, a user of its own has the files; otherwise
+# it is you, who can then write into results what jobs write there. What is there already is not overwritten.
+secrets: venv ## Make certificates, passwords and folders for docker-compose.yml
+	$(BIN)/tallgrass certs secrets --host scheduler --host server --quiet
+	$(BIN)/tallgrass token create compose --file secrets/token --quiet
+	@umask 077; for name in database-password store-key-id store-key; do \
+		$(BIN)/python -Pc 'import secrets; print(secrets.token_hex(20))' >secrets/$$name; done; \
+	printf '{"identities": [{"name": "tallgrass", "credentials": [{"accessKey": "%s", "secretKey": "%s"}],\n%s}]}\n' \
+		"$$(cat secrets/store-key-id)" "$$(cat secrets/store-key)" \
+		' "actions": ["Admin", "Read", "List", "Write"]' >secrets/store.json
+	@mkdir -p data results objects
+	@user=$$(id -u); [ "$$user" != 0 ] || { user=10001; chown -R $$user secrets results objects; }; \
+	echo "TALLGRASS_UID=$$user" >.env
 
 venv: .venv/installed ## Set up .venv from requirements.lock (PYTHON=... chooses the Python)
 	@:
@@ -99,5 +116,5 @@ clean: ## Remove .venv, caches and build output; data and results stay
 	rm -rf dask-scratch-space dask-worker-space
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-all lint format bench venv python lock clean
+.PHONY: help demo test test-all test-compose lint format bench secrets venv python lock clean
 .DEFAULT_GOAL := help

@@ -130,6 +130,16 @@ def test_renewing_keeps_authority_and_names_and_replaces_the_rest(tmp_path):
     assert names_in(tmp_path / "c" / "server.pem")[:2] == ["another.example", "localhost"]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_renewed_files_belong_to_whom_the_old_ones_belonged_to(tmp_path):
+    certificates.make(tmp_path / "c", [], 30)
+    os.chown(tmp_path / "c" / "worker-key.pem", 10001, 10001)
+    certificates.renew(tmp_path / "c", [], 30)
+    owners = {path.name: path.stat().st_uid for path in (tmp_path / "c").glob("w*.pem")}
+    assert owners == {"worker.pem": 0, "worker-key.pem": 10001}
+    assert stat.S_IMODE((tmp_path / "c" / "worker-key.pem").stat().st_mode) == 0o600
+
+
 def test_no_certificate_outlives_its_authority(tmp_path):
     certificates.make(tmp_path / "c", [], 365)
     nearly = datetime.now(UTC) + timedelta(days=3600)
@@ -343,8 +353,9 @@ def shake_hands(listener: socket.socket, context: ssl.SSLContext) -> None:
 ])  # fmt: skip
 def test_a_server_with_another_name_or_an_old_certificate_is_not_trusted(folders, tmp_path, hosts, begin, says):
     signed(folders.ours, "server", hosts, begin, tmp_path)
-    with answering(tmp_path) as url, pytest.raises(trust.NotTrusted, match=says):
-        Client(url, ca=str(folders.ours / "ca.pem")).server()
+    ca = str(folders.ours / "ca.pem")
+    with answering(tmp_path) as url, Client(url, ca=ca) as client, pytest.raises(trust.NotTrusted, match=says):
+        client.server()
 
 
 def test_a_server_does_not_start_with_a_certificate_that_has_ended(folders, tmp_path):

@@ -158,31 +158,6 @@ def test_every_config_is_yaml_that_says_its_kind(path):
     assert "kind" in YAML(typ="safe").load(path)
 
 
-@pytest.fixture(scope="module")
-def compose():
-    return YAML(typ="safe").load(ROOT / "docker-compose.yml")
-
-
-def test_compose_opens_its_ports_to_this_machine_only(compose):
-    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
-    assert ports
-    assert all(port.startswith("127.0.0.1:") for port in ports)
-
-
-@pytest.mark.parametrize("service", ["scheduler", "worker"])
-def test_a_service_is_watched_limited_and_started_again(compose, service):
-    entry = compose["services"][service]
-    assert {"healthcheck", "mem_limit"} <= entry.keys()
-    assert entry["restart"] == "always"
-    assert entry["environment"]["OPENBLAS_NUM_THREADS"] == "1"
-
-
-def test_compose_files_of_both_generations_can_read_ours(compose):
-    assert not {"version", "name"} & compose.keys()
-    if shutil.which("docker-compose"):
-        subprocess.run(["docker-compose", "config", "-q"], cwd=ROOT, check=True, timeout=60)
-
-
 def test_the_image_runs_without_privileges_and_without_modules_of_the_working_directory():
     dockerfile = (ROOT / "workers" / "Dockerfile").read_text()
     assert "PYTHONSAFEPATH=1" in dockerfile

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from workers.tokens import Tokens
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -49,6 +50,11 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--cert", type=_FILE, help="Certificate (PEM), to serve https.")
 @click.option("--key", type=_FILE, help="Its private key (PEM).")
+@click.option(
+    "--token-file",
+    type=_FILE,
+    help="Ask for tokens, of which this file holds one that may submit; it is valid until it is revoked.",
+)
 def serve(**given: Any) -> None:
     """Take jobs over HTTP, and run them on a cluster that lives as long as the server.
 
@@ -139,15 +145,33 @@ def _tokens(database: str | None) -> "Tokens":
     return Tokens(Database(database or f"sqlite:///{state_folder() / 'queue.db'}"))
 
 
-@command("tallgrass token create ci --scope submit", name="create")
+@command("tallgrass token create ci --scope submit", "tallgrass token create ci --file token", name="create")
 @click.argument("name")
 @click.option("--scope", type=click.Choice(["read", "submit"]), default="submit", show_default=True)
+@click.option("--file", type=_NEW_FILE, help="Write it there, for `serve --token-file`, and into no database.")
 @_database
-def token_create(name: str, scope: str, database: str | None) -> None:
+def token_create(name: str, scope: str, file: Path | None, database: str | None) -> None:
     """Print a new token, which cannot be shown again."""
+    if file is not None:
+        _write_token(file, scope, database)
+        print_one({"file": str(file), "name": name, "scope": scope}, str(file))
+        hint(f"next: tallgrass serve --token-file {file}; and TALLGRASS_TOKEN=$(cat {file}) where jobs are submitted")
+        return
     made = _tokens(database).create(name, scope)
     print_one({"token": made, "name": name, "scope": scope}, made)
     hint("next: export TALLGRASS_TOKEN=... where jobs are submitted")
+
+
+def _write_token(file: Path, scope: str, database: str | None) -> None:
+    from workers.tokens import draw
+
+    if scope != "submit" or database is not None:
+        raise JobFileError("--file is for a token that may submit, and that no database knows: leave out the rest.")
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(draw() + "\n")
+    except OSError as error:
+        raise RunFailed(f"{file} cannot be written: {error.strerror}. Name another file.") from error
 
 
 @command("tallgrass token list", name="list")

@@ -77,8 +77,15 @@ def renew(folder: Path, hosts: Sequence[str], days: int, now: datetime | None = 
     with _told(folder), _hidden(folder, "renewed") as hidden:
         made = _sign_all(hidden, authority, names, days)
         for file in sorted(hidden.iterdir()):
-            file.replace(folder / file.name)
+            _replace(folder / file.name, file)
     return made
+
+
+def _replace(file: Path, new: Path) -> None:
+    """The new file in the place of the old one, and whose that was: root may have given it to a service."""
+    if file.exists() and os.getuid() == 0:
+        os.chown(new, file.stat().st_uid, file.stat().st_gid)
+    new.replace(file)
 
 
 def days_left(file: str | Path, now: datetime | None = None) -> float:

@@ -215,7 +215,10 @@ def _engine(url: str) -> sql.Engine:
     if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
         return _sqlite(address)
     if address.get_backend_name() == "postgresql":
-        return sql.create_engine(address.set(drivername="postgresql+psycopg"), pool_size=10, pool_pre_ping=True)
+        return sql.create_engine(
+            address.set(drivername="postgresql+psycopg"), pool_size=10, pool_pre_ping=True,
+            connect_args={"client_encoding": "utf8"},  # a cluster made in the C locale would give bytes for text
+        )  # fmt: skip
     what = (
         "in memory, which would forget"
         if address.get_backend_name() == "sqlite"

@@ -43,6 +43,7 @@ class Options:
     most_open: int
     cert: Path | None = None
     key: Path | None = None
+    token_file: Path | None = None
 
     @property
     def url(self) -> str:
@@ -238,11 +239,13 @@ def _listening(options: Options) -> Iterator[socket.socket]:
 
 
 def _tokens_needed(options: Options, queue: "Queue") -> bool:
-    """Whether requests need tokens: where other machines can send them."""
+    """Whether requests need tokens: where other machines can send them, or where somebody says so."""
     from workers.database import shown_url
     from workers.tokens import Tokens
 
-    if _is_loopback(options.host):
+    if options.token_file is not None:
+        Tokens(queue.database).admit(_word_in(options.token_file), options.token_file.name, "submit")
+    elif _is_loopback(options.host):
         return False
     if not any(token["revoked_at"] is None for token in Tokens(queue.database).all()):
         raise PlanRefused(
@@ -250,6 +253,16 @@ def _tokens_needed(options: Options, queue: "Queue") -> bool:
             f"first: tallgrass token create NAME --database {shown_url(options.database)}"
         )
     return True
+
+
+def _word_in(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "no text"
+        raise JobFileError(
+            f"--token-file: {file} cannot be read ({why}). Make it with tallgrass token create."
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

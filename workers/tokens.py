@@ -1,13 +1,22 @@
 """Tokens: what opens a server to those who were given one, and is kept as its hash alone."""
 
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
 
-from workers.database import Database, new_id, tokens
+from pipelines.errors import JobFileError
+from workers.database import Database, new_id, one_at_a_time, tokens
+
+_TOKEN = re.compile(r"tg_([a-z2-9]{10})_([\w-]{43})")
+
+
+def draw() -> str:
+    """A token that no database knows yet."""
+    return f"tg_{new_id()}_{secrets.token_urlsafe(32)}"
 
 
 @dataclass(frozen=True)
@@ -18,17 +27,27 @@ class Tokens:
 
     def create(self, name: str, scope: str) -> str:
         """A new token, which is shown once: the database keeps its hash."""
-        token_id, secret = new_id(), secrets.token_urlsafe(32)
+        token = draw()
+        self.admit(token, name, scope)
+        return token
+
+    def admit(self, token: str, name: str, scope: str) -> None:
+        """A token that was drawn elsewhere opens the server from now on; one that was revoked does not.
+
+        Raises:
+            JobFileError: it has not the form of a token.
+        """
+        found = _TOKEN.fullmatch(token)
+        if found is None:
+            raise JobFileError(
+                f"found a token of {len(token)} characters that does not look like ours; needed one that `tallgrass "
+                "token create NAME --file FILE` made"
+            )
+        row = {"id": found[1], "name": name, "hash": hashed(found[2]), "scope": scope}
         with self.database.transaction() as connection:
-            row = {
-                "id": token_id,
-                "name": name,
-                "hash": hashed(secret),
-                "scope": scope,
-                "created_at": self.database.clock(),
-            }
-            connection.execute(sql.insert(tokens).values(row))
-        return f"tg_{token_id}_{secret}"
+            one_at_a_time(connection)
+            if connection.execute(sql.select(tokens.c.id).where(tokens.c.id == found[1])).first() is None:
+                connection.execute(sql.insert(tokens).values(row | {"created_at": self.database.clock()}))
 
     def revoke(self, token_id: str) -> bool:
         """Whether there was such a token; it opens nothing any more."""
