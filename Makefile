@@ -83,7 +83,7 @@ secrets: venv ## Make certificates, passwords and folders for docker-compose.yml
 		' "actions": ["Admin", "Read", "List", "Write"]' >secrets/store.json
 	@mkdir -p data results objects
 	@user=$$(id -u); [ "$$user" != 0 ] || { user=10001; chown -R $$user secrets results objects; }; \
-	echo "TALLGRASS_UID=$$user" >.env
+	grep -qs ^TALLGRASS_UID= .env || echo "TALLGRASS_UID=$$user" >>.env
 
 venv: .venv/installed ## Set up .venv from requirements.lock (PYTHON=... chooses the Python)
 	@:

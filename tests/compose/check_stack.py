@@ -35,7 +35,7 @@ COMMANDS = re.search(r"```sh\n(make secrets.*?)```", README, flags=re.DOTALL)[1]
 SERVICES = YAML(typ="safe").load(ROOT / "docker-compose.yml")["services"]
 PORTS = {"TALLGRASS_PORT": 8764, "TALLGRASS_SCHEDULER_PORT": 8786, "TALLGRASS_DASHBOARD_PORT": 8787,
          "TALLGRASS_STORE_PORT": 8333}  # fmt: skip
-WORKERS = 2
+WORKERS, IMAGE = 2, "tallgrass-test"
 USER = "10001"
 
 
@@ -95,9 +95,9 @@ def stack(request):
     with ExitStack() as last, pytest.MonkeyPatch.context() as environment:
         last.callback(shutil.rmtree, folder, ignore_errors=True)
         (folder / "engine").mkdir()
-        last.enter_context(engine(folder / "engine"))
-        made = Stack(_project(folder / "project"))
-        for name, value in _variables(folder, made).items():
+        ours = last.enter_context(engine(folder / "engine"))
+        made = Stack(_project(folder / "tallgrass-test"))
+        for name, value in _variables(folder, made, ours).items():
             environment.setenv(name, value)
         last.callback(_down, made, request.session)
         done = made.shell(COMMANDS.partition("export ")[0])
@@ -108,7 +108,9 @@ def stack(request):
 
 def _project(folder: Path) -> Path:
     """What git knows of, the commands of this environment, and data to work on."""
-    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
+    for name in run(
+        "git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT
+    ).splitlines():
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
@@ -118,14 +120,15 @@ def _project(folder: Path) -> Path:
     return folder
 
 
-def _variables(folder: Path, made: Stack) -> dict[str, str]:
+def _variables(folder: Path, made: Stack, ours: bool) -> dict[str, str]:
     """Ports that are free, and where images come from."""
     python = f"python:{sys.version_info[0]}.{sys.version_info[1]}-slim"
     theirs = {name: SERVICES[name]["image"] for name in ("database", "store")}
     stand_ins = [f"tests/compose/{name}.yml" for name, image in theirs.items() if not pulled(image)]
     return {
         "COMPOSE_FILE": ":".join(["docker-compose.yml", *stand_ins]),
-        "PYTHON_IMAGE": python if pulled(python) else make_base(folder),
+        "PYTHON_IMAGE": python if pulled(python) and not ours else make_base(folder),
+        "TALLGRASS_IMAGE": IMAGE,
         "PATH": f"{made.folder}/.venv/bin:{os.environ['PATH']}",
         **{name: str(made.ports[port]) for name, port in PORTS.items()},
     }
@@ -137,7 +140,7 @@ def _down(made: Stack, session: pytest.Session) -> None:
             made.compose("logs", "--no-color", "--tail=100")
         )
     subprocess.run([*made.words, "down", "--volumes", "--timeout=10"], cwd=made.folder, capture_output=True)
-    images = ("tallgrass", "tallgrass-test-database", "tallgrass-test-store", OURS)
+    images = (IMAGE, "tallgrass-test-database", "tallgrass-test-store", OURS)
     subprocess.run(["docker", "image", "rm", "--force", *images], capture_output=True)
 
 
@@ -176,7 +179,7 @@ def test_every_process_is_nobody_in_particular_with_nothing_but_its_own_secrets(
     described = json.dumps(stack.everything())
     for file in stack.secrets.iterdir():
         assert file.suffix == ".pem" or file.name == "store.json" or file.read_text().strip() not in described
-    history = run("docker", "history", "--no-trunc", "tallgrass")
+    history = run("docker", "history", "--no-trunc", IMAGE)
     assert (stack.secrets / "database-password").read_text().strip() not in history
     for container in stack.everything():
         users = {line.split()[1] for line in run("docker", "top", container["Id"], "-eo", "pid,uid").splitlines()[1:]}

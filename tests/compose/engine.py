@@ -45,10 +45,13 @@ def compose_command() -> list[str]:
 
 
 @contextmanager
-def engine(folder: Path) -> Iterator[None]:
-    """`docker` works: with the engine that runs, or with one that keeps everything in this folder and ends with it."""
+def engine(folder: Path) -> Iterator[bool]:
+    """`docker` works: with the engine that runs, or with one that keeps everything in this folder and ends with it.
+
+    True when it is ours: then builds have no network.
+    """
     if _answers():
-        yield
+        yield False
         return
     needed("dockerd")
     place = f"unix://{folder}/docker.sock"
@@ -59,7 +62,7 @@ def engine(folder: Path) -> Iterator[None]:
     before, os.environ["DOCKER_HOST"] = os.environ.get("DOCKER_HOST"), place
     try:
         _wait_until_it_answers(process, folder / "log")
-        yield
+        yield True
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -101,7 +104,7 @@ def make_base(folder: Path) -> str:
     needed("debootstrap")
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     if release.get("ID", "") != "debian" or sys.base_prefix == "/usr":
-        pytest.skip("no registry can be reached; on Debian, with a Python of its own, an image could be made here")
+        pytest.skip("no Docker engine runs, and images are made here on Debian alone, of a Python of their own")
     root = folder / "root"
     run("debootstrap", "--variant=minbase", "--include=postgresql", release["VERSION_CODENAME"].strip('"'), root)
     _copy_python(root / "usr" / "local")
