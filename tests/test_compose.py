@@ -5,11 +5,11 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 
 import pytest
 from ruamel.yaml import YAML
 
+from tests.compose.engine import with_commands
 from tests.conftest import ROOT
 from workers.certificates import days_left
 from workers.tokens import Tokens
@@ -25,17 +25,10 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy2(ROOT / name, folder)
-    (folder / ".venv" / "bin").mkdir(parents=True)
-    (folder / ".venv" / "installed").touch()
-    for name in ("python", "tallgrass"):
-        (folder / ".venv" / "bin" / name).write_text(f'#!/bin/sh\nexec {CALLED[name]} "$@"\n')
-        (folder / ".venv" / "bin" / name).chmod(0o755)
+    with_commands(folder)
     done = subprocess.run(["make", "secrets"], cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-CALLED = {"python": sys.executable, "tallgrass": f"{sys.executable} -m workers.cli"}
 
 
 def test_ports_are_open_to_this_machine_only():

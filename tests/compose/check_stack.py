@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from pipelines.errors import ClusterUnreachable, TallgrassError
 from pipelines.result import open_result
-from tests.compose.engine import OURS, compose_command, engine, make_base, needed, pulled, run
+from tests.compose.engine import OURS, compose_command, engine, make_base, needed, pulled, run, with_commands
 from tests.conftest import ROOT, stored
 from tests.served import free_port, store_problem, wait_for
 from workers import Client, certificates
@@ -114,7 +114,7 @@ def _project(folder: Path) -> Path:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    (folder / ".venv").symlink_to(ROOT / ".venv")
+    with_commands(folder)
     store_problem(folder / "data" / "flights.zarr", 20_000, 8)
     store_problem(folder / "data" / "large", 400_000, 100)
     return folder

@@ -27,6 +27,16 @@ def run(*command: object, **options) -> str:
     return done.stdout
 
 
+def with_commands(folder: Path) -> None:
+    """A .venv that `make` takes for one, whose commands are those that run this."""
+    commands = folder / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    for name, called in {"python": "", "tallgrass": "-m workers.cli"}.items():
+        (commands / name).write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} {called} "$@"\n')
+        (commands / name).chmod(0o755)
+    (folder / ".venv" / "installed").touch()
+
+
 def needed(*programs: str) -> None:
     """Skip with a reason where something is missing."""
     if os.getuid() != 0:
