@@ -88,7 +88,7 @@ def test_a_package_that_only_this_kind_needs_is_named(monkeypatch):
     }  # fmt: skip
     for module, model in models.items():
         monkeypatch.setitem(sys.modules, module, None)
-        says = rf"need {module}, which is not installed .* pip install 'tallgrass\[{model.kind}\]'"
+        says = rf"This cluster needs {module}, which is not installed .* pip install 'tallgrass\[{model.kind}\]'"
         refused(model, PlanRefused, says)
 
 

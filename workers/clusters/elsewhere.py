@@ -70,7 +70,7 @@ def extra(module: str, name: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise PlanRefused(
-            f"Clusters of kind {name} need {module.partition('.')[0]}, which is not installed ({error}). "
+            f"This cluster needs {module.partition('.')[0]}, which is not installed ({error}). "
             f"Install it: pip install 'tallgrass[{name}]'"
         ) from error
 
