@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import ClusterUnreachable, JobCancelled, PlanRefused, RunFailed
 from pipelines.failures import cluster_state, explain
-from workers.clusters import Address, Local, Tls, dashboard_link, open_cluster, resources, resources_of
+from workers.clusters import Address, Local, Tls, dashboard_link, open_cluster, resources, resources_of, spawn
 from workers.clusters.address import check_versions
 from workers.clusters.local import SETTINGS, resources_of_local
 from workers.clusters.machine import Machine, this_machine
@@ -108,9 +108,20 @@ def test_a_server_that_was_stopped_is_not_started_again_by_a_nanny_that_is_late(
     server.stop()
     assert not process.is_running()
     for late in (server.ensure_running, lambda: server.connect_to_new_process([])):
-        with pytest.raises(OSError, match="the server that forks workers was stopped"):
+        with pytest.raises(RuntimeError, match="the server that forks workers was stopped"):
             late()
     assert server._forkserver_pid is None
+
+
+def test_a_server_that_never_answers_is_a_letter_and_no_wait(monkeypatch):
+    def refused(popen, process):
+        raise ConnectionRefusedError("Connection refused")
+
+    monkeypatch.setattr(spawn._Popen, "_ask_server", refused)
+    monkeypatch.setattr(spawn, "PAUSE", 0.0)
+    says = r"The local cluster of 1 workers .* did not start: .*died 8 times: Connection refused. `tallgrass doctor`"
+    with pytest.raises(RunFailed, match=says), open_cluster(Local(processes=1, memory=ROOM, dashboard=False)):
+        raise AssertionError("it opened")
 
 
 def test_the_server_that_workers_are_forked_from_has_a_single_thread(small):

@@ -223,13 +223,18 @@ def nanny_class() -> Any:
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             self.starting = asyncio.Lock()
+            self.starter: asyncio.Task[Any] | None = None
 
         async def instantiate(self) -> Any:
             async with self.starting:
+                self.starter = asyncio.current_task()
                 return Status.closed if self.leaving else await super().instantiate()
 
         async def close(self, timeout: float = 5, reason: str = "nanny-close") -> Any:
             self.leaving = True
+            if asyncio.current_task() is self.starter and self.starting.locked():
+                self.process = None  # it could not be started, and who started it gives up: there is no end to wait for
+                return await super().close(timeout=timeout, reason=reason)
             async with self.starting:
                 if self.pid is not None:
                     with suppress(ProcessLookupError):

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import context, forkserver, popen_forkserver, reduction, resource_tracker, spawn, util
@@ -75,11 +76,11 @@ class _Server(forkserver.ForkServer):
         """Start the server again if it died; it and its forks have our environment and no Ctrl-C.
 
         Raises:
-            OSError: it was stopped: a nanny that is late would leave a server that nobody ends.
+            RuntimeError: it was stopped: a nanny that is late would leave a server that nobody ends.
         """
         with self._guard:
             if self._stopped:
-                raise OSError("the server that forks workers was stopped")
+                raise RuntimeError("the server that forks workers was stopped")
             with _interrupts_blocked():
                 resource_tracker.ensure_running()  # by itself, since starting it unblocks Ctrl-C
             with _environment(), _interrupts_blocked():
@@ -99,8 +100,8 @@ class _Server(forkserver.ForkServer):
                 self._stop()
 
 
-TRIES = 5
-"""Times that a process is asked of the server before its start has failed."""
+TRIES, PAUSE = 8, 0.02
+"""Times that a process is asked of the server before its start has failed; seconds after the first, which double."""
 
 
 class _Popen(popen_forkserver.Popen):
@@ -109,15 +110,16 @@ class _Popen(popen_forkserver.Popen):
     _fds: list[int]
 
     def _launch(self, process_obj: Any) -> None:
-        # The server may be killed at any moment (by the kernel, for memory): it starts again, and so do we.  Dask waits
-        # for ever for a process whose start ends with an EOFError.
+        # The server may be killed at any moment (by the kernel, for memory): it starts again, and so do we, a bit later,
+        # since one that is dying does not answer, and is not dead yet.
         for attempt in range(1, TRIES + 1):
             try:
                 self._ask_server(process_obj)
                 break
             except (EOFError, OSError) as error:
                 if attempt == TRIES:
-                    raise OSError(f"the server that forks workers died {TRIES} times: {error}") from error
+                    raise RuntimeError(f"the server that forks workers died {TRIES} times: {error}") from error
+                time.sleep(PAUSE * 2**attempt)
                 SERVER.ensure_running()
 
     def _ask_server(self, process_obj: Any) -> None:
