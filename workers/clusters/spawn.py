@@ -110,7 +110,7 @@ class _Popen(popen_forkserver.Popen):
     _fds: list[int]
 
     def _launch(self, process_obj: Any) -> None:
-        # The server may be killed at any moment (by the kernel, for memory): it starts again, and so do we, a bit later,
+        # The server may be killed at any moment (by the kernel, for memory): it starts again, and we ask again later,
         # since one that is dying does not answer, and is not dead yet.
         for attempt in range(1, TRIES + 1):
             try:
