@@ -223,8 +223,16 @@ def test_a_machine_whose_cable_is_pulled_loses_its_work_and_comes_back(machines,
 def test_a_server_runs_its_jobs_there(machines, tmp_path):
     store_problem(tmp_path, 4000, 8)
     with Served(tmp_path, cluster=cluster_file(machines)) as served, Client(served.url) as client:
+        plan = {"kind": "svd", "matrix": f"{tmp_path}/A", "output": f"{tmp_path}/plan"}
+        with pytest.raises(
+            ClusterUnreachable, match="The server's cluster does not run yet, so no plan can be made for"
+        ):
+            client.plan(plan)
         solved(served)
         assert client.server().clusters[0].address.startswith("tls://")
+        count = [len(machines.working(name)) for name in machines.names]
+        assert client.plan(plan)["memory_bytes_per_worker"] == 512 * 2**20
+        assert [len(machines.working(name)) for name in machines.names] == count, "planning started others"
     wait_for(lambda: not any(map(machines.working, machines.names)), "the end of all workers")
 
 
@@ -391,6 +399,31 @@ def test_batch_jobs_that_do_not_start_are_told_after_the_wait(queue, tmp_path):
     says = r"No worker joined the scheduler at tls://.* within 2.0 s. The batch jobs may"
     refused(batch(tmp_path, python="/usr/bin/false", start_timeout="2s"), ClusterUnreachable, says)
     wait_for(lambda: not waiting_or_running(), "the end of the batch jobs")
+
+
+def test_an_interrupt_ends_the_command_and_its_batch_jobs_with_one_line(queue, tmp_path):
+    store_slow(tmp_path / "A")
+    written(tmp_path, {"kind": "svd", "matrix": "A", "output": "out"})
+    (tmp_path / "cluster.yaml").write_text(batch(tmp_path, directives=["--begin=now+1hour"]).model_dump_json())
+    command = [sys.executable, "-m", "workers.cli", "run", "job.yaml", "--cluster", "cluster.yaml"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(waiting_or_running, "a batch job")
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(30), process.stderr.read().strip()) == (130, "Interrupted. Nothing was written.")
+    assert not waiting_or_running()
+    assert [place.name for place in (tmp_path / "shared").iterdir()] == ["logs"]
+
+
+def test_a_server_that_ends_while_its_batch_jobs_wait_leaves_none_behind(queue, tmp_path):
+    model = batch(tmp_path, jobs=1, directives=["--begin=now+1hour"], start_timeout="1h")
+    with Served(tmp_path, cluster=model.model_dump_json()) as served:
+        host = served.host
+        (first,) = wait_for(waiting_or_running, "a batch job")
+        served.agent.kill()
+        wait_for(lambda: not host.is_running(), "the end of the cluster without its agent")
+        wait_for(lambda: waiting_or_running() not in ([], [first]), "the batch job of the next one")
+    assert not waiting_or_running()
+    assert [place.name for place in (tmp_path / "shared").iterdir()] == ["logs"]
 
 
 # A Dask Gateway

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import JobFileError, PlanRefused, RunFailed
+from pipelines.errors import ClusterUnreachable, JobFileError, PlanRefused, RunFailed
 from pipelines.roots import confine
 from workers.processes import LAST_SECONDS
 
 if TYPE_CHECKING:
+    from pipelines.plan import Resources
     from workers.queue import Queue
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -83,7 +84,7 @@ def serve(options: Options, tell: Any) -> None:
         rules = Rules(
             roots=options.roots, tokens=tokens, most_open=options.most_open,
             hosts=None if tokens else (*LOOPBACK, options.host.lower()),
-            wake=agent.wake, plan=lambda job: _plan(job, options),
+            wake=agent.wake, plan=lambda job: _plan(job, options, queue),
         )  # fmt: skip
         config = uvicorn.Config(
             create_app(queue, rules), log_level="warning", access_log=False, lifespan="off",
@@ -124,12 +125,26 @@ def _check_certificate(cert: Path, key: Path | None) -> None:
             )
 
 
-def _plan(job: Any, options: Options) -> dict[str, Any]:
+def _plan(job: Any, options: Options, queue: "Queue") -> dict[str, Any]:
     from pipelines.plan import make_plan
-    from workers.clusters import resources_of
 
-    found: dict[str, Any] = make_plan(job, resources_of(options.cluster)).to_dict()
+    found: dict[str, Any] = make_plan(job, _offer(options, queue)).to_dict()
     return found
+
+
+def _offer(options: Options, queue: "Queue") -> "Resources":
+    """What jobs will get: of a cluster that has to be started to be asked, what the one of our agent offers."""
+    from pipelines.plan import Resources
+    from workers.clusters import Gateway, Ssh, resources_of
+
+    if not isinstance(options.cluster, Ssh | Gateway):
+        return resources_of(options.cluster)
+    ours = [agent for agent in queue.agents() if agent["name"] == _place(options.state)]
+    for agent in ours:
+        if offered := agent.get("resources"):
+            return Resources(**offered)
+    why = next((agent["error"] for agent in ours if agent["error"]), "it starts")
+    raise ClusterUnreachable(f"The server's cluster does not run yet, so no plan can be made for it: {why}")
 
 
 class Supervised:

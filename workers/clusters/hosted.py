@@ -30,6 +30,8 @@ class Hosted:
         self.reached: Reached | None = None
         """By what drivers connect to it, once it runs."""
         self.dashboard: str | None = None
+        self.resources: dict[str, int] | None = None
+        """What it offered when it began to run."""
         self.jobs_page = False
         self.error: str | None = None
         self.next_start = 0.0
@@ -76,6 +78,7 @@ class Hosted:
             "address": None if self.reached is None else self.reached.address,
             "dashboard": self.dashboard,
             "error": self.error,
+            "resources": self.resources,
         }
 
     def tend(self) -> None:
@@ -119,6 +122,7 @@ class Hosted:
             return
         self.reached = TypeAdapter[Reached](Reached).validate_python(said["reached"])
         self.dashboard, self.jobs_page, self.error = said["dashboard"], said["jobs_page"], None
+        self.resources = said["resources"]
         self._pause = BACK_OFF[0]
 
     def _last_words(self) -> str:
@@ -138,7 +142,7 @@ class Hosted:
         self.board.close()
         assert self._process.stdout is not None
         self._process.stdout.close()
-        self._process = self.dashboard = self.reached = None
+        self._process = self.dashboard = self.reached = self.resources = None
         self.back_off()
 
 

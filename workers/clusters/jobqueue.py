@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -119,7 +120,7 @@ def open_jobqueue(model: JobQueue) -> Iterator["Client"]:
         ClusterUnreachable: the batch system refuses the job, or none ran within `start_timeout`.
         PlanRefused: the batch system's commands or dask-jobqueue are not here.
     """
-    extra("dask_jobqueue", "jobqueue")
+    _dask_jobqueue()
     submit = SYSTEMS[model.system].submit
     if shutil.which(submit) is None:
         raise PlanRefused(
@@ -145,9 +146,19 @@ def open_jobqueue(model: JobQueue) -> Iterator["Client"]:
         yield client
 
 
+def _dask_jobqueue() -> Any:
+    """The package; imported, it takes Ctrl-C for itself: 0.9 ends the program then, with the exit code of success."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return extra("dask_jobqueue", "jobqueue")
+    finally:
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
+
+
 def _cluster(model: JobQueue, security: "Security") -> Any:
     """dask-jobqueue's cluster, with no jobs yet."""
-    kind = getattr(extra("dask_jobqueue", "jobqueue"), SYSTEMS[model.system].kind)
+    kind = getattr(_dask_jobqueue(), SYSTEMS[model.system].kind)
     return kind(
         scheduler_options=scheduler_options(model, security), security=security, protocol="tls://", silence_logs=50,
         job_cls=_closing(kind.job_cls), **job_options(model),
