@@ -16,6 +16,12 @@ from pipelines import LeastSquares, run
 from pipelines.errors import BadData, PlanRefused
 from tests.conftest import environment, written
 
+
+def slow(delay):
+    """One of several moments, of which one is enough for every day."""
+    return pytest.param(delay, marks=pytest.mark.slow)
+
+
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /dev/full and /proc")
 
 
@@ -102,7 +108,7 @@ def fork_server_of(pid):
 
 
 @LINUX
-@pytest.mark.parametrize("delay", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("delay", [slow(0.1), 0.5, slow(0.9)])
 @pytest.mark.parametrize(("number", "code", "letter"), [
     (signal.SIGINT, 130, "Interrupted. Nothing was written."),
     (signal.SIGTERM, 143, "Stopped by SIGTERM. Nothing was written."),
@@ -121,7 +127,7 @@ def test_a_run_that_is_stopped_while_its_workers_start_ends_in_one_line(job, num
 
 
 @LINUX
-@pytest.mark.parametrize("delay", [0.0, 0.2, 0.35, 0.4, 0.45, 0.5])
+@pytest.mark.parametrize("delay", [0.0, slow(0.2), slow(0.35), 0.4, slow(0.45), slow(0.5)])
 def test_a_run_survives_the_end_of_the_server_that_forks_its_workers(job, delay):
     """The kernel kills what takes memory; this once made the run wait for ever."""
     process = started(job, "-q")

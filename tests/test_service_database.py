@@ -45,7 +45,7 @@ def test_jobs_end_well_though_the_database_was_away_and_a_process_died_meanwhile
         assert "Traceback" not in served.said()
 
 
-@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def shared(request, tmp_path):
     """A database for several servers."""
     if request.param == "sqlite":
@@ -55,6 +55,7 @@ def shared(request, tmp_path):
             yield url
 
 
+@pytest.mark.slow  # a lease has to end
 def test_two_servers_share_one_queue_and_when_one_dies_the_other_takes_its_jobs(shared, tmp_path):
     store_slow(tmp_path / "A")
     folders = [tmp_path / "first", tmp_path / "second"]

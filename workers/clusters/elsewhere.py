@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+import psutil
 from pydantic import Field, model_validator
 
 from pipelines.errors import ClusterUnreachable, PlanRefused
@@ -132,7 +133,17 @@ def _private_folder(parent: Path | None) -> Iterator[Path]:
 
 
 def scheduler_options(model: Elsewhere, security: "Security") -> dict[str, Any]:
-    """For Dask's Scheduler: encrypted, with its dashboard on this machine only."""
+    """For Dask's Scheduler: encrypted, with its dashboard on this machine only.
+
+    Raises:
+        PlanRefused: this machine has no such interface.
+    """
+    interfaces = psutil.net_if_addrs()
+    if model.interface is not None and model.interface not in interfaces:
+        raise PlanRefused(
+            f"This machine has no network interface {model.interface}; it has {', '.join(sorted(interfaces))}. Name "
+            "one of them as `interface` in the cluster file, or leave it out."
+        )
     options: dict[str, Any] = {"protocol": "tls://", "security": security, "dashboard": False}
     options["dashboard_address"] = f"127.0.0.1:{dashboard_port(model.dashboard)}"
     if model.interface is not None:

@@ -113,10 +113,10 @@ def _text(path: str) -> str:
 
 def _trouble(machines: "list[Machine]") -> str:
     """What is wrong with each machine; raises when there is none left to hope for."""
-    told = "; ".join(f"{machine.name}: {machine.error}" for machine in machines if machine.error)
-    if all(machine.error for machine in machines):
-        raise ClusterUnreachable(f"None of the machines can be used. {told}")
-    return told
+    told = [f"{machine.name}: {machine.error}" for machine in machines if machine.error]
+    if len(told) == len(machines):
+        raise ClusterUnreachable("\n  ".join(["None of the machines can be used.", *sorted(told)]))
+    return " ".join(told)
 
 
 def _await_others(machines: "list[Machine]") -> None:
