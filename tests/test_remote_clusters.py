@@ -480,6 +480,22 @@ def test_a_gateway_starts_a_cluster_with_adaptive_limits_and_ends_it(folder, exp
         wait_for(lambda: not asked.list_clusters(), "the end of the cluster")
 
 
+def test_an_interrupt_leaves_no_cluster_to_the_gateway(gateway, folder, tmp_path):
+    from dask_gateway import Gateway as DaskGateway
+
+    written(tmp_path, {"kind": "svd", "matrix": f"{folder}/A", "output": "out"})
+    (tmp_path / "cluster.yaml").write_text(f"kind: gateway\naddress: {gateway}\nworkers: 1\n")
+    command = [sys.executable, "-m", "workers.cli", "run", "job.yaml", "--cluster", "cluster.yaml"]
+    with (
+        DaskGateway(gateway) as asked,
+        subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process,
+    ):
+        wait_for(asked.list_clusters, "a cluster")
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(30), process.stderr.read().strip()) == (130, "Interrupted. Nothing was written.")
+        wait_for(lambda: not asked.list_clusters(), "the end of the cluster")
+
+
 def test_a_cluster_of_a_gateway_is_used_by_its_name_and_goes_on(folder, expected, gateway):
     from dask_gateway import Gateway as DaskGateway
 

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
 from pipelines.errors import ClusterUnreachable
-from pipelines.fields import Model, Seconds, needed
+from pipelines.fields import Model, Seconds, letter, needed
 from workers.clusters.address import check_versions
 from workers.clusters.elsewhere import Adaptive, Scale, await_worker, extra, settings
 
@@ -43,6 +44,10 @@ class Gateway(Model):
     def _is_http(cls, address: str) -> str:
         if not address.startswith(("http://", "https://")):
             raise needed("an address that begins with https:// or http://")
+        if "@" in address or "?" in address:
+            raise letter(
+                "found a user, a password or a signature in the address. How we log in stands in Dask's settings"
+            )
         return address
 
 
@@ -70,16 +75,32 @@ def open_gateway(model: Gateway) -> Iterator["Client"]:
         yield client
 
 
-def _cluster(gateway: Any, model: Gateway) -> Any:
+@contextmanager
+def _cluster(gateway: Any, model: Gateway) -> Iterator[Any]:
+    """A cluster of our own, which ends with the context, or the named one."""
     where = {"address": model.address, "proxy_address": model.proxy_address}
     if model.cluster is not None:
-        return gateway.GatewayCluster.from_name(model.cluster, **where)
-    cluster = gateway.GatewayCluster(**where, **model.options)
-    if isinstance(model.workers, Adaptive):
-        cluster.adapt(minimum=model.workers.minimum, maximum=model.workers.maximum)
+        with gateway.GatewayCluster.from_name(model.cluster, **where) as cluster:
+            yield cluster
+        return
+    with gateway.Gateway(**where) as asked, ThreadPoolExecutor(1) as thread:
+        # Ctrl-C must not lose the answer, which is the cluster's name: nobody else would end it.
+        asking = thread.submit(asked.submit, **model.options)
+        try:
+            with asked.connect(asking.result()) as cluster:
+                _rescale(cluster, model.workers)
+                yield cluster
+        finally:
+            if asking.exception() is None:
+                with suppress(Exception):  # the gateway is away, or has ended it already
+                    asked.stop_cluster(asking.result())
+
+
+def _rescale(cluster: Any, workers: int | Adaptive) -> None:
+    if isinstance(workers, Adaptive):
+        cluster.adapt(minimum=workers.minimum, maximum=workers.maximum)
     else:
-        cluster.scale(model.workers)
-    return cluster
+        cluster.scale(workers)
 
 
 def _mend(kind: Any) -> None:
