@@ -98,6 +98,12 @@ def test_the_files_of_a_key_can_be_read_by_their_owner_only_and_go_with_the_clus
         assert (key.stat().st_mode & 0o777, key.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         assert key.parent.parent == tmp_path / "shared"
     assert not key.parent.exists()
+    with subprocess.Popen(["true"]) as dead:
+        left = key.parent.with_name(f"tallgrass-{os.uname().nodename}-{dead.pid}-x")
+    left.mkdir()
+    with trusted(tmp_path / "shared"), trusted(tmp_path / "shared"):
+        assert not left.exists(), "a process that was killed left it"
+        assert len(list((tmp_path / "shared").iterdir())) == 2
     (tmp_path / "file").touch()
     says = r"No folder can be made in .*/file/x: Not a directory. Name another one as `shared`."
     with pytest.raises(PlanRefused, match=says), trusted(tmp_path / "file" / "x"):

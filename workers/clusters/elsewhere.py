@@ -94,7 +94,7 @@ def settings(start_timeout: float) -> Iterator[None]:
 
 @contextmanager
 def trusted(parent: Path | None = None) -> Iterator["Security"]:
-    """Certificates for one cluster, as files that only this user can read, and that go with it.
+    """Certificates for one cluster, as files that only this user can read, and that go with it, or with the next one.
 
     Scheduler, workers and clients of a cluster know each other by one key, made now: whoever has not got it can
     connect to none of them, though they can be reached over the network.
@@ -118,10 +118,12 @@ def trusted(parent: Path | None = None) -> Iterator["Security"]:
 
 @contextmanager
 def _private_folder(parent: Path | None) -> Iterator[Path]:
+    base = parent or Path(tempfile.gettempdir())
+    ours = f"tallgrass-{os.uname().nodename}-"
     try:
-        if parent is not None:
-            parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="tallgrass-", dir=parent))
+        base.mkdir(parents=True, exist_ok=True)
+        _sweep(base, ours)
+        folder = Path(tempfile.mkdtemp(prefix=f"{ours}{os.getpid()}-", dir=base))
     except OSError as error:
         raise PlanRefused(
             f"No folder can be made in {parent}: {error.strerror}. Name another one as `shared`."
@@ -130,6 +132,14 @@ def _private_folder(parent: Path | None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(base: Path, ours: str) -> None:
+    """Remove keys of processes of this machine that are no more; file systems that nodes share may know no locks."""
+    for folder in base.glob(f"{ours}*"):
+        number = folder.name.removeprefix(ours).partition("-")[0]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def scheduler_options(model: Elsewhere, security: "Security") -> dict[str, Any]:
