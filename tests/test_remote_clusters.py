@@ -19,7 +19,7 @@ from tests.conftest import environment, written
 from tests.machines import Machines, need, slurm, system
 from tests.served import Served, free_port, store_problem, store_slow, wait_for
 from workers import Client
-from workers.clusters import Gateway, JobQueue, Ssh, open_cluster, resources, resources_of
+from workers.clusters import Gateway, JobQueue, Ssh, dashboard_link, open_cluster, resources, resources_of
 from workers.clusters.elsewhere import Adaptive, trusted
 from workers.clusters.jobqueue import SYSTEMS, job_options
 from workers.lifecycle import State
@@ -73,7 +73,11 @@ def solved(served):
         (JobQueue, {"system": "slurm", "jobs": 0, "memory": "4 GiB"}, "greater than or equal to 1"),
         (JobQueue, {"system": "slurm", "jobs": {"minimum": 3, "maximum": 2}, "memory": "1 GiB"}, "a minimum of at mo"),
         (JobQueue, {"system": "cron", "jobs": 1, "memory": "4 GiB"}, "'slurm', 'pbs', 'lsf' or 'sge'"),
+        (JobQueue, {"system": "pbs", "jobs": 1, "memory": "1 GiB", "scratch": "/my disk"}, "a path without blanks"),
+        (JobQueue, {"system": "pbs", "jobs": 1, "memory": "1 GiB", "python": "/a 'b'/c"}, "a path without blanks"),
+        (JobQueue, {"system": "pbs", "jobs": 1, "memory": "1 GiB", "shared": "s3://b/c"}, "a path without blanks"),
         (Gateway, {"address": "tcp://x:8786"}, "an address that begins with https:// or http://"),
+        (Gateway, {"address": "https://me:secret@x"}, "found a user, a password or a signature in the address"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(model, fields, says):
@@ -194,6 +198,52 @@ def test_where_no_machine_can_be_used_the_letter_says_why_for_each(machines, tmp
         refused(ssh(machines, hosts=["node1"], **fields), ClusterUnreachable, says)
 
 
+@pytest.mark.parametrize(
+    ("fields", "error", "says"),
+    [
+        ({"config": "/no/such"}, PlanRefused, "There is no file /no/such for SSH's configuration. Correct `config`"),
+        (
+            {"interface": "lo", "start_timeout": "8s"},
+            ClusterUnreachable,
+            r"node1: its workers do not join yet. They have to be able to connect to tls://127.0.0.1:\d+\.",
+        ),
+        ({"python": "~/no/python"}, ClusterUnreachable, r"node1: its workers ended \(.*: /root/no/python: No such"),
+    ],
+)  # fmt: skip
+def test_what_keeps_workers_away_is_told(machines, fields, error, says):
+    refused(ssh(machines, hosts=["node1"], **fields), error, says)
+
+
+def test_a_machine_that_is_stuck_is_told_and_not_waited_for(machines, capfd, monkeypatch):
+    monkeypatch.setattr("workers.clusters.ssh.OTHERS_SECONDS", 2.0)
+    server = int((machines.folder / "node2.pid").read_text())
+    os.kill(server, signal.SIGSTOP)
+    try:
+        with open_cluster(ssh(machines)) as client:
+            assert resources(client).workers == 1
+    finally:
+        os.kill(server, signal.SIGCONT)
+    said = capfd.readouterr().err
+    assert "node2: SSH has no answer yet. Check that it is up, and the firewalls on the way." in said
+    assert "The job goes on without node2, which is tried again meanwhile." in said
+
+
+def test_a_machine_is_reached_through_another(machines, tmp_path):
+    machines.inside("node2", "ip", "route", "add", "default", "via", machines.address("node0"))
+    for how in ("ProxyJump node1", f"ProxyCommand ssh -F {machines.config} node1 -W %h:%p"):
+        text = machines.config.read_text().replace("Host node2\n", f"Host node2\n  {how}\n")
+        (tmp_path / "config").write_text(text)
+        with open_cluster(ssh(machines, hosts=["node2"], config=str(tmp_path / "config"))) as client:
+            assert resources(client).workers == 1
+
+
+def test_a_dashboard_that_is_not_wanted_is_not_shown(machines):
+    with open_cluster(ssh(machines, hosts=["node1"])) as client:
+        assert dashboard_link(client) is None
+    with open_cluster(ssh(machines, hosts=["node1"], dashboard="auto")) as client:
+        assert dashboard_link(client).startswith("http://127.0.0.1:")
+
+
 def test_workers_that_were_killed_are_started_again(folder, expected, machines):
     with open_cluster(ssh(machines, hosts=["node2"])) as client:
         for pid in machines.working("node2"):
@@ -272,7 +322,7 @@ def script(system, folder, **fields):
 
 WORKER = (
     "/opt/python -m distributed.cli.dask_worker tls://10.0.0.1:8786 --name 0 --nthreads {threads}"
-    " --memory-limit 2.00GiB{processes} --nanny --death-timeout 60{scratch}{interface} --protocol tls://"
+    " --memory-limit 2.00GiB{processes} --nanny --death-timeout 60{scratch} --no-dashboard{interface} --protocol tls://"
     " --tls-ca-file /ca --tls-cert /cert --tls-key /key"
 )
 

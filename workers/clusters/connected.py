@@ -24,8 +24,18 @@ class Machine(ProcessInterface):
 
     def __init__(self, scheduler: str, name: str, model: Ssh, task: dict[str, Any]) -> None:
         super().__init__()
-        self.scheduler, self.name, self.model, self.task = scheduler, name, model, task
-        self.joined, self.error = False, ""
+        self.scheduler, self.name, self.model, self.task = scheduler, name, model, dict(task)
+        self.reached = self.joined = False
+        self.error = ""
+
+    @property
+    def trouble(self) -> str:
+        """Why its workers are not there, or not yet."""
+        if self.error:
+            return self.error
+        if self.reached:
+            return f"its workers do not join yet. They have to be able to connect to {self.task['scheduler']}."
+        return "SSH has no answer yet. Check that it is up, and the firewalls on the way."
 
     async def start(self) -> None:
         self._life = asyncio.create_task(self._live())
@@ -46,7 +56,7 @@ class Machine(ProcessInterface):
                 self.error = _why(error)
             if self.joined:
                 pause = BACK_OFF[0]
-            self.joined = False
+            self.reached = self.joined = False
             await asyncio.sleep(pause)
             pause = min(2 * pause, BACK_OFF[1])
 
@@ -54,19 +64,25 @@ class Machine(ProcessInterface):
         """Start the workers of this machine, and wait for their end."""
         options = {} if self.model.config is None else {"config": self.model.config}
         async with asyncssh.connect(self.name, keepalive_interval=15, **options) as connection:
-            here = connection.get_extra_info("sockname")[0]
-            python = shlex.quote(self.model.python or sys.executable)
-            async with connection.create_process(f"{python} -P -m {TASK}", encoding="utf-8") as process:
-                process.stdin.write(
-                    json.dumps(self.task | {"scheduler": self._address(here), "name": self.name}) + "\n"
-                )
+            self.reached = True
+            self.task |= {"scheduler": self._address(connection.get_extra_info("sockname")), "name": self.name}
+            async with connection.create_process(f"{self._python()} -P -m {TASK}", encoding="utf-8") as process:
+                process.stdin.write(json.dumps(self.task) + "\n")
                 await self._hear(process)
 
-    def _address(self, here: str) -> str:
-        """Where this machine finds the scheduler: by the address that it sees of us, unless an interface is named."""
-        if self.model.interface is not None:
+    def _python(self) -> str:
+        """For its shell, which knows where its home is."""
+        python = self.model.python or sys.executable
+        return f"~/{shlex.quote(python[2:])}" if python.startswith("~/") else shlex.quote(python)
+
+    def _address(self, ours: tuple[Any, ...] | None) -> str:
+        """Where this machine finds the scheduler: by the address that it sees of us, unless an interface is named.
+
+        A connection that another command makes (ProxyCommand) has no address, and Dask has chosen one.
+        """
+        if self.model.interface is not None or ours is None:
             return self.scheduler
-        host = f"[{here}]" if ":" in here else here
+        host = f"[{ours[0]}]" if ":" in ours[0] else ours[0]
         return f"tls://{host}:{self.scheduler.rpartition(':')[2]}"
 
     async def _hear(self, process: Any) -> None:

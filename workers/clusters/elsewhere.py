@@ -166,7 +166,10 @@ def watched(cluster: Any, model: Elsewhere) -> Iterator[Any]:
     """The cluster, with its dashboard; closed at the end, however badly it takes that."""
     from workers.clusters import dashboard
 
-    if model.dashboard is not False:
+    if model.dashboard is False:  # or clients would be told of one
+        cluster.scheduler.services.pop("dashboard", None)
+        cluster.scheduler_info["services"].pop("dashboard", None)
+    else:
         cluster.loop.add_callback(dashboard.attach, cluster.scheduler)
     try:
         yield cluster

@@ -4,15 +4,16 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipelines.errors import ClusterUnreachable, PlanRefused
-from pipelines.fields import Model, Seconds, Url
+from pipelines.fields import Model, Seconds, Url, needed
 from workers.clusters.address import check_versions
 from workers.clusters.elsewhere import (
     Adaptive,
@@ -56,6 +57,15 @@ class System(Model):
     """What the class calls the account."""
 
 
+def _one_word(path: str) -> str:
+    if "://" in path or set(path) & set(" \t\r\n\"'"):
+        raise needed("a path without blanks and quotes: batch systems read it as part of a script")
+    return path
+
+
+ScriptPath = Annotated[str, AfterValidator(_one_word)]
+"""A path on the nodes, as it stands in the script of a batch job."""
+
 SYSTEMS = {
     "slurm": System(kind="SLURMCluster", submit="sbatch", account="account"),
     "pbs": System(kind="PBSCluster", submit="qsub", account="account"),
@@ -95,11 +105,11 @@ class JobQueue(Elsewhere):
     """Further options for the batch system, such as "--constraint=ib"."""
     prologue: tuple[str, ...] = ()
     """Shell lines that come before the worker, such as "module load python"."""
-    python: str | None = None
+    python: ScriptPath | None = None
     """The Python that has Tallgrass on the nodes; left out, the same path as here."""
-    shared: Url = Field("~/.tallgrass", validate_default=True)
+    shared: Annotated[Url, AfterValidator(_one_word)] = Field("~/.tallgrass", validate_default=True)
     """A folder that this machine and the nodes see; certificates and the logs of the batch jobs lie there."""
-    scratch: str | None = None
+    scratch: ScriptPath | None = None
     """Folder on each node for what does not fit in memory; a shell variable such as $TMPDIR may be part of it."""
     start_timeout: Seconds = Field("1h", validate_default=True)
     """Time to wait in the batch system's queue for the first worker."""
@@ -183,10 +193,12 @@ def job_options(model: JobQueue) -> dict[str, Any]:
     options = {
         "cores": model.processes * model.threads, "processes": model.processes, "memory": f"{memory} B",
         "walltime": _walltime(model), "queue": model.queue, SYSTEMS[model.system].account: model.account,
-        "python": model.python, "local_directory": model.scratch, "interface": model.interface,
+        "python": model.python or shlex.quote(sys.executable),
+        "local_directory": model.scratch, "interface": model.interface,
         "job_extra_directives": list(model.directives),
         "job_script_prologue": [*_exports(), f"cd {shlex.quote(os.getcwd())}", *model.prologue],
         "log_directory": f"{model.shared}/logs", "job_name": "tallgrass", "death_timeout": "60",
+        "worker_extra_args": ["--no-dashboard"],  # which would show itself to the whole network
     } | _asked_memory(model, memory + NANNY_BYTES)  # fmt: skip
     return {name: value for name, value in options.items() if value is not None}
 

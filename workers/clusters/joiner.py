@@ -23,7 +23,8 @@ def main() -> None:
     except TallgrassError as error:
         _say({"error": str(error)})
     except (OSError, RuntimeError, ValueError) as error:
-        _say({"error": f"its workers cannot join the scheduler: {error}."})
+        why = str(error).rstrip(".")
+        _say({"error": f"its workers cannot join {task['scheduler']}: {why}. Look at the firewalls between."})
 
 
 async def _join(task: dict[str, Any]) -> None:
@@ -37,7 +38,8 @@ async def _join(task: dict[str, Any]) -> None:
 
     with suppress(OSError):
         os.chdir(task["folder"])  # where relative paths start, when it is the same machine room
-    model = Local(**{name: task[name] for name in ("processes", "threads", "memory", "scratch")})
+    scratch = task["scratch"] and os.path.expanduser(task["scratch"])
+    model = Local(processes=task["processes"], threads=task["threads"], memory=task["memory"], scratch=scratch)
     offered = resources_of_local(model)
     certificate, key = task["certificate"], task["key"]
     security = Security(

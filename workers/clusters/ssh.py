@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from pipelines.errors import ClusterUnreachable
+from pipelines.errors import ClusterUnreachable, PlanRefused
 from pipelines.fields import Url, needed
 from workers.clusters.address import check_versions
 from workers.clusters.elsewhere import (
@@ -71,9 +71,13 @@ def open_ssh(model: Ssh) -> Iterator["Client"]:
 
     Raises:
         ClusterUnreachable: no machine can be used; the letter says of each why.
-        PlanRefused: what SSH needs is not installed here.
+        PlanRefused: what SSH needs is not here: its package, its configuration, or the interface.
     """
     extra("asyncssh", "ssh")
+    if model.config is not None and not os.path.isfile(model.config):
+        raise PlanRefused(
+            f"There is no file {model.config} for SSH's configuration. Correct `config`, or leave it out."
+        )
     with ExitStack() as stack:
         stack.enter_context(settings(model.start_timeout))
         security = stack.enter_context(trusted())
@@ -113,10 +117,10 @@ def _text(path: str) -> str:
 
 def _trouble(machines: "list[Machine]") -> str:
     """What is wrong with each machine; raises when there is none left to hope for."""
-    told = [f"{machine.name}: {machine.error}" for machine in machines if machine.error]
-    if len(told) == len(machines):
-        raise ClusterUnreachable("\n  ".join(["None of the machines can be used.", *sorted(told)]))
-    return " ".join(told)
+    told = sorted(f"{machine.name}: {machine.trouble}" for machine in machines)
+    if all(machine.error for machine in machines):
+        raise ClusterUnreachable("\n  ".join(["None of the machines can be used.", *told]))
+    return "\n  ".join(["What is known of the machines:", *told])
 
 
 def _await_others(machines: "list[Machine]") -> None:
@@ -125,8 +129,8 @@ def _await_others(machines: "list[Machine]") -> None:
     while not all(machine.joined or machine.error for machine in machines) and time.monotonic() < deadline:
         time.sleep(0.05)
     for machine in machines:
-        if machine.error:
-            say(f"{machine.name}: {machine.error}")
+        if not machine.joined:
+            say(f"{machine.name}: {machine.trouble}")
             say(f"The job goes on without {machine.name}, which is tried again meanwhile.")
 
 
