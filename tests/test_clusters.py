@@ -752,7 +752,9 @@ def test_every_example_is_a_cluster_file(path):
     from pipelines.load import load_file
     from workers.clusters import Cluster
 
-    assert load_file(path, Cluster).kind == {"compose": "address", "demo": "local", "tls": "address"}.get(path.stem, path.stem)
+    assert load_file(path, Cluster).kind == {"compose": "address", "demo": "local", "tls": "address"}.get(
+        path.stem, path.stem
+    )
 
 
 def test_the_example_of_a_local_cluster_shows_every_default():

@@ -51,7 +51,7 @@ class Tallgrass(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         words = list(sys.argv[1:] if args is None else args)
         try:
-            with _signals(words):
+            with _signals(words, last=args is None):
                 code = super().main(words, prog_name or "tallgrass", **(extra | {"standalone_mode": False}))
         except (click.Abort, KeyboardInterrupt) as end:
             code = _report_end(end, words)
@@ -61,9 +61,7 @@ class Tallgrass(click.Group):
             code = _report(JobFileError(error.format_message()), words)
         except Exception as error:  # noqa: BLE001 - the last line of defence: whatever comes, a letter and an exit code
             code = _report(error, words)
-        if args is None:  # the program, which only has to end now: a signal would give it another exit code
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
+        if args is None:
             end_stderr()
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -77,14 +75,21 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def _signals(words: Sequence[str]) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP end a command in an orderly way."""
-    with _stopped_by(signal.SIGTERM, words), _stopped_by(signal.SIGHUP, words), _quiet_interrupts(words):
+def _signals(words: Sequence[str], *, last: bool) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end a command in an orderly way.
+
+    When it is the `last` thing that a program does, they are ignored afterwards: they would change its exit code.
+    """
+    with (
+        _stopped_by(signal.SIGTERM, words, last),
+        _stopped_by(signal.SIGHUP, words, last),
+        _quiet_interrupts(words, last),
+    ):
         yield
 
 
 @contextmanager
-def _stopped_by(number: signal.Signals, words: Sequence[str]) -> Iterator[None]:
+def _stopped_by(number: signal.Signals, words: Sequence[str], last: bool) -> Iterator[None]:
     def stop(found: int, _: FrameType | None) -> None:
         _hush(words)
         raise Stopped(found)
@@ -97,7 +102,7 @@ def _stopped_by(number: signal.Signals, words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.signal(number, signal.SIG_IGN if last else before)
 
 
 def _hush(words: Sequence[str]) -> None:
@@ -108,7 +113,7 @@ def _hush(words: Sequence[str]) -> None:
 
 
 @contextmanager
-def _quiet_interrupts(words: Sequence[str]) -> Iterator[None]:
+def _quiet_interrupts(words: Sequence[str], last: bool) -> Iterator[None]:
     """On Ctrl-C, what dies half-started keeps quiet: worker processes and connections log their own ends."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -124,7 +129,7 @@ def _quiet_interrupts(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if last else before)
         sys.unraisablehook = hook
 
 
