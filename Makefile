@@ -74,9 +74,9 @@ bench: venv ## Measure against dask, NumPy and the limits of this machine; write
 # Each part reads the files that it needs, and nobody else does. As root, a user of its own has the files; otherwise
 # it is you, who can then write into results what jobs write there. What is there already is not overwritten.
 secrets: venv ## Make certificates, passwords and folders for docker-compose.yml
-	$(BIN)/tallgrass certs secrets --host scheduler --host server --quiet
-	$(BIN)/tallgrass token create compose --file secrets/token --quiet
-	@umask 077; for name in database-password store-key-id store-key; do \
+	@[ -f secrets/ca.pem ] || $(BIN)/tallgrass certs secrets --host scheduler --host server --quiet
+	@[ -f secrets/token ] || $(BIN)/tallgrass token create compose --file secrets/token --quiet
+	@umask 077; for name in database-password store-key-id store-key; do [ -s secrets/$$name ] || \
 		$(BIN)/python -Pc 'import secrets; print(secrets.token_hex(20))' >secrets/$$name; done; \
 	printf '{"identities": [{"name": "tallgrass", "credentials": [{"accessKey": "%s", "secretKey": "%s"}],\n%s}]}\n' \
 		"$$(cat secrets/store-key-id)" "$$(cat secrets/store-key)" \

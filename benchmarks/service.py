@@ -24,8 +24,9 @@ from pipelines import LeastSquares, run
 from pipelines.errors import ClusterUnreachable
 from workers import Client
 from workers.database import jobs
+from workers.entries import Selection
 from workers.lifecycle import State
-from workers.queue import Queue, Selection
+from workers.queue import Queue
 
 JOBS, CLIENTS = 1000, 20
 HISTORY = 100_000

@@ -211,6 +211,10 @@ def _looked_up(address: str, name: str, value: Value) -> Value:
         ) from None
 
 
+LONGEST_WAIT = 600
+"""Seconds of patience with a store that a job may ask of a server, whose workers others wait for."""
+
+
 def check_free(options: Mapping[str, Any]) -> None:
     """Raises PlanRefused for options by which a job would use, or lead elsewhere, the credentials of a server."""
     free = [name for name, option in OPTIONS.items() if option.free]
@@ -219,6 +223,11 @@ def check_free(options: Mapping[str, Any]) -> None:
             raise PlanRefused(
                 f"storage_options.{name} is for whoever runs this server to say, in its environment; a job here may "
                 f"give {', '.join(free)}, by value. Leave it out, or run the job yourself: tallgrass run"
+            )
+        if OPTIONS[name].kind == "seconds" and value > LONGEST_WAIT:
+            raise PlanRefused(
+                f"storage_options.{name}: {value:,} seconds, and a job on a server may wait {LONGEST_WAIT} for a store "
+                f"that does not answer. Give {LONGEST_WAIT} or less, or run the job yourself: tallgrass run"
             )
 
 

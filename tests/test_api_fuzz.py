@@ -13,7 +13,8 @@ from schemathesis.specs.openapi.checks import (
 
 from pipelines.errors import JobFileError
 from workers.api import SubmitRequest
-from workers.queue import Queue, Submission
+from workers.entries import Submission
+from workers.queue import Queue
 from workers.server import Rules, Service, create_app
 
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]

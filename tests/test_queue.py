@@ -1,6 +1,7 @@
 """The queue: nothing lost, nothing twice, and no state that the table does not know; in SQLite and in PostgreSQL."""
 
 import itertools
+import sqlite3
 import tempfile
 import threading
 import time
@@ -16,19 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pipelines.errors import JobFileError, RunFailed
 from tests.postgres import postgres
 from workers.database import jobs, metadata
+from workers.entries import Conflict, Fenced, NoSuchJob, Selection, Submission, TooManyOpen
 from workers.lifecycle import ACTIVE, OVER, TERMINAL, State, may_follow
-from workers.queue import (
-    LEASE_SECONDS,
-    MOST_CRASHES,
-    MOST_LOSSES,
-    Conflict,
-    Fenced,
-    NoSuchJob,
-    Queue,
-    Selection,
-    Submission,
-    TooManyOpen,
-)
+from workers.queue import LEASE_SECONDS, MOST_CRASHES, MOST_LOSSES, Queue
 from workers.tokens import Tokens
 
 JOB = {"kind": "svd", "matrix": "/data/A", "output": "/data/s"}
@@ -400,7 +391,16 @@ def test_many_may_open_a_new_database_at_once_and_all_see_the_same_queue(queue, 
         one.close()
 
 
-# Any sequence of events
+def test_a_new_file_of_sqlite_in_which_another_process_begins_to_write_is_waited_for(tmp_path):
+    other = sqlite3.connect(tmp_path / "new.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.5, other.commit)
+    done.start()
+    queue = Queue(f"sqlite:///{tmp_path / 'new.db'}")
+    assert submitted(queue).state is State.QUEUED
+    done.join()
+    for one in (queue, other):
+        one.close()
 
 
 def test_leases_go_by_the_clock_of_the_database_where_several_machines_share_it(addresses, monkeypatch):
@@ -424,6 +424,9 @@ class Ahead:
     @staticmethod
     def time():
         return time.time() + 3600
+
+
+# Any sequence of events
 
 
 class Events(RuleBasedStateMachine):

@@ -1,6 +1,7 @@
 """Clusters whose workers run elsewhere: machines reached by SSH, a batch system, a Dask Gateway. All of them real."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from workers.clusters.elsewhere import Adaptive, trusted
 from workers.clusters.jobqueue import SYSTEMS, job_options
 from workers.lifecycle import State
 
+HOME = re.escape(str(Path.home()))
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces and these services are Linux's")
 
 
@@ -44,20 +46,21 @@ def solve(folder, client):
     return run(LeastSquares(matrix=f"{folder}/A", rhs=f"{folder}/b"), client).x
 
 
-def refused(model, error, says):
-    """Opening a cluster ends with this letter."""
-    with pytest.raises(error, match=says), open_cluster(model):
-        raise AssertionError("it opened")
+def refusal(model, error=ClusterUnreachable):
+    """The letter with which opening a cluster ends."""
+    with pytest.raises(error) as caught, open_cluster(model):
+        pytest.fail("it opened")
+    return str(caught.value)
 
 
 def solved(served):
-    """A job given to a server gives the right answer."""
+    """What a job that is given to a server finds."""
     with Client(served.url) as client:
         place = served.folder
         fields = {"kind": "least_squares", "matrix": f"{place}/A", "rhs": f"{place}/b", "output": f"{place}/out.zarr"}
         job = client.wait(client.submit(fields).id)
         assert job.state is State.SUCCEEDED, job.error
-        np.testing.assert_allclose(open_result(f"{place}/out.zarr").x, np.load(place / "x.npy"), rtol=1e-10)
+        return open_result(f"{place}/out.zarr").x
 
 
 # What a cluster file may say
@@ -93,7 +96,7 @@ def test_a_package_that_only_this_kind_needs_is_named(monkeypatch):
     for module, model in models.items():
         monkeypatch.setitem(sys.modules, module, None)
         says = rf"This cluster needs {module}, which is not installed .* pip install 'tallgrass\[{model.kind}\]'"
-        refused(model, PlanRefused, says)
+        assert re.search(says, refusal(model, PlanRefused))
 
 
 def test_the_files_of_a_key_can_be_read_by_their_owner_only_and_go_with_the_cluster(tmp_path):
@@ -116,9 +119,8 @@ def test_the_files_of_a_key_can_be_read_by_their_owner_only_and_go_with_the_clus
 
 def test_an_interface_that_is_not_there_is_refused_with_those_that_are():
     model = Ssh(hosts=["node1"], interface="ib7")
-    refused(
-        model, PlanRefused, r"This machine has no network interface ib7; it has .*lo.*. Name one of them as `interf"
-    )
+    says = r"This machine has no network interface ib7; it has .*lo.*\. Name one of them as `interface` in the cluster"
+    assert re.search(says, refusal(model, PlanRefused))
 
 
 # SSH
@@ -178,7 +180,7 @@ def test_where_no_machine_can_be_used_the_letter_says_why_for_each(machines, tmp
     says = (
         r"None of the machines can be used.\n  no.invalid: SSH cannot connect .*\n  nowhere.invalid: SSH cannot connect"
     )
-    refused(ssh(machines, hosts=["nowhere.invalid", "no.invalid"]), ClusterUnreachable, says)
+    assert re.search(says, refusal(ssh(machines, hosts=["nowhere.invalid", "no.invalid"])))
     system("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "other")
     text = machines.config.read_text()
     for config, says in (
@@ -189,13 +191,13 @@ def test_where_no_machine_can_be_used_the_letter_says_why_for_each(machines, tmp
         (text.replace("known_hosts", "user.pub"), "SSH does not know its key. Connect once by hand"),
     ):
         (tmp_path / "config").write_text(config)
-        refused(ssh(machines, hosts=["node1"], config=str(tmp_path / "config")), ClusterUnreachable, says)
+        assert says in refusal(ssh(machines, hosts=["node1"], config=str(tmp_path / "config")))
     for fields, says in (
         ({"python": "/no/such/python"}, r"node1: its workers ended \(.*/no/such/python.*\)"),
         ({"python": "/usr/bin/env"}, r"node1: its workers ended \("),
         ({"memory": "900 GiB"}, "node1: 1 workers of 900 GiB are 900 GiB; this machine lets us have"),
     ):
-        refused(ssh(machines, hosts=["node1"], **fields), ClusterUnreachable, says)
+        assert re.search(says, refusal(ssh(machines, hosts=["node1"], **fields)))
 
 
 @pytest.mark.parametrize(
@@ -207,11 +209,11 @@ def test_where_no_machine_can_be_used_the_letter_says_why_for_each(machines, tmp
             ClusterUnreachable,
             r"node1: its workers do not join yet. They have to be able to connect to tls://127.0.0.1:\d+\.",
         ),
-        ({"python": "~/no/python"}, ClusterUnreachable, r"node1: its workers ended \(.*: /root/no/python: No such"),
+        ({"python": "~/no/python"}, ClusterUnreachable, rf"node1: its workers ended \(.*: {HOME}/no/python: No such"),
     ],
 )  # fmt: skip
 def test_what_keeps_workers_away_is_told(machines, fields, error, says):
-    refused(ssh(machines, hosts=["node1"], **fields), error, says)
+    assert re.search(says, refusal(ssh(machines, hosts=["node1"], **fields), error))
 
 
 def test_a_machine_that_is_stuck_is_told_and_not_waited_for(machines, capfd, monkeypatch):
@@ -293,7 +295,7 @@ def test_a_server_runs_its_jobs_there(machines, tmp_path):
             ClusterUnreachable, match="The server's cluster does not run yet, so no plan can be made for"
         ):
             client.plan(plan)
-        solved(served)
+        np.testing.assert_allclose(solved(served), np.load(tmp_path / "x.npy"), rtol=1e-10)
         assert client.server().clusters[0].address.startswith("tls://")
         count = [len(machines.working(name)) for name in machines.names]
         assert client.plan(plan)["memory_bytes_per_worker"] == 512 * 2**20
@@ -410,7 +412,8 @@ def test_a_plan_counts_with_all_the_batch_jobs_that_may_run():
 
 def test_where_no_job_can_be_submitted_the_command_is_named(tmp_path):
     says = r"There is no `bsub` on this machine's PATH, so no job can be submitted to lsf"
-    refused(JobQueue(system="lsf", jobs=1, memory="1 GiB", shared=str(tmp_path)), PlanRefused, says)
+    model = JobQueue(system="lsf", jobs=1, memory="1 GiB", shared=str(tmp_path))
+    assert re.search(says, refusal(model, PlanRefused))
 
 
 @pytest.fixture(scope="module")
@@ -458,12 +461,12 @@ def test_as_many_batch_jobs_run_as_there_is_work_for(queue, tmp_path):
 
 def test_what_slurm_refuses_is_said_in_its_words(queue, tmp_path):
     says = r"slurm refuses the job: .*invalid partition.* Change queue, account, wall"
-    refused(batch(tmp_path, queue="nowhere"), ClusterUnreachable, says)
+    assert re.search(says, refusal(batch(tmp_path, queue="nowhere")))
 
 
 def test_batch_jobs_that_do_not_start_are_told_after_the_wait(queue, tmp_path):
     says = r"No worker joined the scheduler at tls://.* within 2.0 s. The batch jobs may"
-    refused(batch(tmp_path, python="/usr/bin/false", start_timeout="2s"), ClusterUnreachable, says)
+    assert re.search(says, refusal(batch(tmp_path, python="/usr/bin/false", start_timeout="2s")))
     wait_for(lambda: not waiting_or_running(), "the end of the batch jobs")
 
 
@@ -565,7 +568,7 @@ def test_a_cluster_of_a_gateway_is_used_by_its_name_and_goes_on(folder, expected
 def test_a_server_runs_its_jobs_on_a_cluster_of_a_gateway(gateway, tmp_path):
     store_problem(tmp_path, 4000, 8)
     with Served(tmp_path, cluster=f"kind: gateway\naddress: {gateway}\nworkers: 1\n") as served:
-        solved(served)
+        np.testing.assert_allclose(solved(served), np.load(tmp_path / "x.npy"), rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -577,4 +580,4 @@ def test_a_server_runs_its_jobs_on_a_cluster_of_a_gateway(gateway, tmp_path):
     ],
 )
 def test_a_gateway_that_gives_no_cluster_is_quoted(gateway, fields, says):
-    refused(Gateway(**({"address": gateway} | fields)), ClusterUnreachable, says)
+    assert re.search(says, refusal(Gateway(**({"address": gateway} | fields))))

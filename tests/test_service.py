@@ -20,8 +20,8 @@ from pipelines.errors import BadData, ClusterUnreachable, JobFileError, PlanRefu
 from tests.conftest import ROOT, stored
 from tests.served import SECONDS, Served, free_port, store_problem, store_slow, wait_for
 from workers import Client
+from workers.entries import Conflict, NoSuchJob
 from workers.lifecycle import State
-from workers.queue import Conflict, NoSuchJob
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are told apart by Linux's means")
 

@@ -295,3 +295,13 @@ def test_a_server_refuses_such_options_wherever_they_stand_in_a_job():
         with pytest.raises(PlanRefused, match=r"storage_options.endpoint is for whoever runs this server to say"):
             check_places(job, ["/"])
         check_places(job, None)
+
+
+def test_a_server_waits_ten_minutes_for_a_store_and_no_longer():
+    for name, option in OPTIONS.items():
+        if option.kind == "seconds":
+            says = rf"storage_options.{name}: 601.0 seconds, and a job on a server may wait 600 for a store that does"
+            with pytest.raises(PlanRefused, match=says):
+                check_places({"storage_options": {name: 601.0}}, ["/"])
+            check_places({"storage_options": {name: 600.0}}, ["/"])
+            check_places({"storage_options": {name: 601.0}}, None)

@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,13 +23,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipelines.errors import RunFailed, TallgrassError
+from workers.attempt import Attempt
 from workers.clusters import Cluster, Local
 from workers.clusters.hosted import Hosted
 from workers.dashboard import SHOWN
 from workers.driver import Task, drive
+from workers.entries import Entry, Fenced, Selection
 from workers.lifecycle import ACTIVE, State
 from workers.processes import JOBS_LOCK, LAST_SECONDS, Identity, alone, how_it_died, identity
-from workers.queue import LEASE_SECONDS, Entry, Fenced, Queue, Selection
+from workers.queue import LEASE_SECONDS, Queue
 
 TICK_SECONDS = 1.0
 """An agent that nobody wakes looks at the queue so often."""
@@ -63,32 +64,6 @@ class Settings:
     roots: tuple[str, ...] | None = None
     server: str | None = None
     """Where browsers find the server's reports."""
-
-
-@dataclass
-class Attempt:
-    """A job's process, and what it said last."""
-
-    entry: Entry
-    process: Any
-    pipe: connection.Connection
-    output: Path
-    heard: deque[tuple[Any, ...]] = field(default_factory=deque)
-    """What it said that is not stored yet."""
-    told_to_end: float | None = None
-    committing: bool = False
-    ended: bool = False
-    """It has said how it ended."""
-    passes: int = 0
-    """Of those that it told of, how many have been counted."""
-    bytes_read: int = 0
-
-    def read_since(self, progress: dict[str, Any]) -> dict[str, int]:
-        """What was read since it last told, to be added to the job's counts."""
-        passes, size = len(progress["passes"]), sum(one["bytes"] for one in progress["passes"])
-        more = {"passes": passes - self.passes, "bytes_read": size - self.bytes_read}
-        self.passes, self.bytes_read = passes, size
-        return more
 
 
 class Agent:

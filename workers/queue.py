@@ -11,18 +11,17 @@ Reference: C. G. Gray, D. R. Cheriton, "Leases: an efficient fault-tolerant mech
 consistency" (1989).
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError
 
-from pipelines.errors import JobFileError, PlanRefused
+from pipelines.errors import JobFileError
 from pipelines.jobs.base import canonical
 from workers.database import DOCUMENTS, Database, agents, as_json, jobs, log_lines, new_id, one_at_a_time, readable
+from workers.entries import Conflict, Entry, Fenced, Line, NoSuchJob, Selection, Submission, TooManyOpen
 from workers.lifecycle import ACTIVE, AFTER, ON_CANCEL, ON_LOSS, OVER, State
 
 LEASE_SECONDS = 20.0
@@ -31,96 +30,10 @@ MOST_LOSSES = 10
 """Agents or clusters that a job may lose before it waits for somebody to look."""
 MOST_CRASHES = 3
 """Times that a job's own process may die before the job counts as the cause."""
-
-
-class Fenced(Exception):
-    """Another attempt has begun, or the job is over: what this one says counts no more."""
-
-
-class Conflict(JobFileError):
-    """The same idempotency key with another request."""
-
-
-class NoSuchJob(JobFileError):
-    """There is no job of that id."""
-
-
-class TooManyOpen(PlanRefused):
-    """This submitter has as many jobs waiting or running as a server allows."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A job as the queue knows it; times are seconds since 1970."""
-
-    seq: int
-    id: str
-    name: str
-    kind: str
-    state: State
-    priority: int
-    job: dict[str, Any]
-    output: str | None
-    submitter: str
-    retry_of: str | None
-    submitted_at: float
-    started_at: float | None
-    """When its latest attempt began."""
-    finished_at: float | None
-    attempt: int
-    losses: int
-    crashes: int
-    agent: str | None
-    lease_until: float | None
-    process: dict[str, Any] | None
-    dashboard: str | None
-    progress: dict[str, Any] | None
-    exit_code: int | None
-    error: dict[str, Any] | None
-    summary: dict[str, Any] | None
-
+ALL = Selection()
+"""The newest jobs, whatever they are."""
 
 _ENTRY = [jobs.c[name] for name in Entry.__dataclass_fields__]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a job's log."""
-
-    seq: int
-    attempt: int
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What somebody wants to be done."""
-
-    job: Mapping[str, Any]
-    name: str
-    priority: int = 0
-    submitter: str = "local"
-    idempotency_key: str | None = None
-    retry_of: str | None = None
-
-    @property
-    def request(self) -> str:
-        """What two submissions with the same key must have in common."""
-        body = {"job": self.job, "name": self.name, "priority": self.priority, "retry_of": self.retry_of}
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which jobs to list, the newest first."""
-
-    states: Sequence[State] = ()
-    name: str | None = None
-    kind: str | None = None
-    limit: int = 50
-    before: int | None = None
-    """Only jobs with a smaller sequence number: where the page before ended."""
 
 
 class Queue:
@@ -209,7 +122,7 @@ class Queue:
             raise NoSuchJob(f"{what} `tallgrass list` shows those that there are.")
         return _entry(rows[0])
 
-    def select(self, selection: Selection = Selection()) -> list[Entry]:
+    def select(self, selection: Selection = ALL) -> list[Entry]:
         """Jobs, the newest first; their summaries are left out."""
         columns = [column for column in _ENTRY if column.name != "summary"]
         query = sql.select(*columns).order_by(jobs.c.seq.desc()).limit(selection.limit)

@@ -19,10 +19,11 @@ from pipelines.errors import JobFileError, PlanRefused
 from workers import api
 from workers.commands import version
 from workers.database import readable
+from workers.entries import Entry, Line, Selection, Submission
 from workers.guard import PROBLEM, Guard, answer_errors
 from workers.lifecycle import OVER, State
 from workers.places import check_places
-from workers.queue import Entry, Line, Queue, Selection, Submission
+from workers.queue import Queue
 from workers.tokens import Tokens
 
 MOST_LINES = 1000

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from pipelines.errors import ClusterUnreachable, PlanRefused
 from pipelines.fields import NOT_BOOL, Model, Seconds, needed
 from pipelines.units import format_seconds
-from workers.clusters.local import CLOSE_SECONDS, SETTINGS, dashboard_port
+from workers.clusters.local import SETTINGS, dashboard_port
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -159,23 +159,6 @@ def scheduler_options(model: Elsewhere, security: "Security") -> dict[str, Any]:
     if model.interface is not None:
         options["interface"] = model.interface
     return options
-
-
-@contextmanager
-def watched(cluster: Any, model: Elsewhere) -> Iterator[Any]:
-    """The cluster, with its dashboard; closed at the end, however badly it takes that."""
-    from workers.clusters import dashboard
-
-    if model.dashboard is False:  # or clients would be told of one
-        cluster.scheduler.services.pop("dashboard", None)
-        cluster.scheduler_info["services"].pop("dashboard", None)
-    else:
-        cluster.loop.add_callback(dashboard.attach, cluster.scheduler)
-    try:
-        yield cluster
-    finally:
-        with suppress(Exception):  # what is left of it notices that the scheduler is gone
-            cluster.close(timeout=CLOSE_SECONDS)
 
 
 def await_worker(client: "Client", start_timeout: float, trouble: Callable[[], str]) -> None:

@@ -26,9 +26,8 @@ from workers.clusters.elsewhere import (
     scheduler_options,
     settings,
     trusted,
-    watched,
 )
-from workers.clusters.local import SETTINGS, WorkerBytes
+from workers.clusters.local import SETTINGS, WorkerBytes, watched
 from workers.clusters.spawn import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ def open_jobqueue(model: JobQueue) -> Iterator["Client"]:
 
         import distributed
 
-        cluster = stack.enter_context(watched(_cluster(model, security), model))
+        cluster = stack.enter_context(watched(_cluster(model, security), model.dashboard))
         client = stack.enter_context(distributed.Client(cluster))
         _rescale(cluster, model)
         tending = run_coroutine_threadsafe(_tend(cluster), cluster.loop.asyncio_loop)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from pipelines.errors import PlanRefused, RunFailed
-from pipelines.fields import NOT_BOOL, Bytes, Model, needed
+from pipelines.fields import NOT_BOOL, Bytes, Model, Url, needed
 from pipelines.units import format_bytes
 from workers.clusters.machine import Machine, this_machine
 
@@ -66,7 +66,7 @@ class Local(Model):
     """Memory of each worker process, such as "4 GiB"; at 95 % of it the worker is started anew."""
     dashboard: Literal["auto", False] | Annotated[int, Field(ge=1, le=65535), NOT_BOOL] = "auto"
     """Port of Dask's dashboard; auto is 8787, or another where that is taken; false shows none."""
-    scratch: str | None = None
+    scratch: Url | None = None
     """Folder for what does not fit in a worker's memory; the system's folder for temporary files when left out."""
 
 
@@ -169,8 +169,6 @@ def open_local(model: Local, spans: int | None = None) -> Iterator["Client"]:
 def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[Any]:
     import distributed
 
-    from workers.clusters import dashboard
-
     nanny = nanny_class()
     try:
         cluster = distributed.LocalCluster(
@@ -194,7 +192,16 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
         nanny.leaving = True
         atexit.unregister(spec.close_clusters)
         raise
-    if model.dashboard is False:
+    with watched(cluster, model.dashboard):
+        yield cluster
+
+
+@contextmanager
+def watched(cluster: Any, port: int | Literal["auto", False]) -> Iterator[Any]:
+    """A cluster whose scheduler runs here, with its dashboard or without; closed at the end, however badly it goes."""
+    from workers.clusters import dashboard
+
+    if port is False:  # or clients would be told of one
         cluster.scheduler.services.pop("dashboard", None)
         cluster.scheduler_info["services"].pop("dashboard", None)
     else:
@@ -202,7 +209,7 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
     try:
         yield cluster
     finally:
-        with suppress(Exception):  # whatever is left of it ends with the fork server
+        with suppress(Exception):  # what is left of it ends with the fork server, or notices that the scheduler is gone
             cluster.close(timeout=CLOSE_SECONDS)
 
 

@@ -19,9 +19,8 @@ from workers.clusters.elsewhere import (
     scheduler_options,
     settings,
     trusted,
-    watched,
 )
-from workers.clusters.local import WorkerBytes
+from workers.clusters.local import WorkerBytes, watched
 from workers.output import say
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def open_ssh(model: Ssh) -> Iterator["Client"]:
         security = stack.enter_context(trusted())
         import distributed
 
-        cluster = stack.enter_context(watched(_cluster(model, security), model))
+        cluster = stack.enter_context(watched(_cluster(model, security), model.dashboard))
         client = stack.enter_context(distributed.Client(cluster))
         machines = list(cluster.workers.values())
         await_worker(client, model.start_timeout, lambda: _trouble(machines))
