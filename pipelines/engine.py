@@ -18,11 +18,13 @@ import dask.threaded
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from pipelines.checkpoints import Checkpoints, checkpoints
 from pipelines.errors import BadData, RunFailed
 from pipelines.failures import cluster_state, explain, workers_now
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.passes.base import Pass
-from pipelines.progress import Listener, PassFinished, PassProgress, PassStarted
+from pipelines.progress import Listener, Note, PassFinished, PassProgress, PassStarted
+from pipelines.storage import Scratch
 from pipelines.turns import Turns, served_now
 from pipelines.units import format_seconds
 
@@ -98,7 +100,9 @@ def _overflow(start: int, stop: int) -> str:
     )
 
 
-def do_span(step: Pass[Any], system: System, span: Span, parts: Sequence[Any], run: str) -> tuple[Any, Tally]:
+def do_span(
+    step: Pass[Any], system: System, span: Span, parts: Sequence[Any], run: str, kept: Checkpoints | None
+) -> tuple[Any, Tally]:
     """The task of one span; `parts` are the span's rows of the sources that come in parts, else None."""
     found: dict[str, Any] = {
         name: InMemory(_two_dimensional(part), span.start)
@@ -107,7 +111,13 @@ def do_span(step: Pass[Any], system: System, span: Span, parts: Sequence[Any], r
     }
     system = replace(system, **found)
     tell = _teller(run)
-    return walk(settled(step), system, span, lambda rows: tell(span.number, rows))
+    if kept is None:
+        return walk(settled(step), system, span, lambda rows: tell(span.number, rows))
+    made = kept.load(system, span)
+    if made is not None:
+        tell(span.number, span.stop - span.start)
+        return made
+    return kept.save(walk(settled(step), system, span, lambda rows: tell(span.number, rows)), span)
 
 
 def settled(step: Any) -> Any:
@@ -134,7 +144,9 @@ def merge_states(step: Pass[Any], parts: Sequence[tuple[Any, Tally]]) -> tuple[A
     return functools.reduce(lambda left, right: (step.merge(left[0], right[0]), left[1] + right[1]), parts)
 
 
-def build(step: Pass[Any], work: Work, run: str, name: str | None = None) -> tuple[Graph, Any]:
+def build(
+    step: Pass[Any], work: Work, run: str, name: str | None = None, kept: Checkpoints | None = None
+) -> tuple[Graph, Any]:
     """The graph of a pass, and the key of its root; keys carry a name for people and the run's for Dask."""
     name = name or step.name
     if not work.spans:
@@ -149,7 +161,7 @@ def build(step: Pass[Any], work: Work, run: str, name: str | None = None) -> tup
     for span in work.spans:
         parts = [_part(getattr(work.system, source), span) for source in SOURCES]
         keys.append((f"{name}-{run}", span.number))
-        graph[keys[-1]] = (do_span, inputs, system, span, parts, run)
+        graph[keys[-1]] = (do_span, inputs, system, span, parts, run, kept)
     return graph, _tree(graph, keys, inputs, step.fan_in, f"{name}-merge-{run}")
 
 
@@ -259,17 +271,26 @@ class Engine:
     """Runs passes, on a cluster's client or in the threads of this process."""
 
     def __init__(
-        self, client: Any, listener: Listener, no_progress_timeout: float, threads: int, label: str | None = None
+        self,
+        client: Any,
+        listener: Listener,
+        no_progress_timeout: float,
+        threads: int,
+        label: str | None = None,
     ) -> None:
         self.client, self.listener, self.threads = client, listener, threads
         self.label = label
         """What the dashboard shows before the name of each pass: the name of a job, where many share a cluster."""
+        self.kept: Scratch | None = None
+        """Where spans leave what they made for a later run."""
         self.tag = 0.0
         """Where the last pass ended, in rounds of the cluster (pipelines.turns)."""
         self.no_progress_timeout = no_progress_timeout
         self.run = uuid.uuid4().hex[:12]
         self.passes = 0
         self.timings: dict[str, float] = {}
+        self.loaded, self.unsaved = 0, ""
+        """Spans that an earlier run had done, and why some of this one could not be kept."""
 
     def __call__(self, step: Pass[Any], work: Work) -> tuple[Any, Tally]:
         """The pass's state over all rows of `work`.
@@ -281,13 +302,29 @@ class Engine:
         self.passes += 1
         run = f"{self.run}{self.passes:02x}"
         meter = Meter(step, work, self.passes, self.listener)
-        graph, root = build(step, work, run, f"{_word(self.label)}:{step.name}" if self.label else None)
+        kept = checkpoints(None if self.kept is None else self.kept.address, run, step, work.system)
+        graph, root = build(step, work, run, f"{_word(self.label)}:{step.name}" if self.label else None, kept)
         compute = self._in_threads if self.client is None else self._on_cluster
         state, tally = compute(graph, root, run, meter)
         meter.finish()
+        self._tell_of_checkpoints(step.name, tally, work)
         name = step.name if step.name not in self.timings else f"{step.name}-{self.passes}"
         self.timings[name] = time.monotonic() - meter.began
         return state, tally
+
+    def _tell_of_checkpoints(self, name: str, tally: Tally, work: Work) -> None:
+        self.loaded += tally.loaded
+        if tally.loaded:
+            self.listener(Note(f"{name}: {tally.loaded} of {len(work.spans)} spans were done by an earlier run"))
+        if tally.unsaved and not self.unsaved:
+            assert self.kept is not None
+            self.unsaved = tally.unsaved
+            self.listener(
+                Note(
+                    f"{name}: what is done cannot be kept at {self.kept.address} ({tally.unsaved}), so an interrupted "
+                    "run will start again; choose an output beside which all workers can write, to have it kept"
+                )
+            )
 
     def _in_threads(self, graph: Graph, root: Any, run: str, meter: Meter) -> tuple[Any, Tally]:
         last = [0.0]

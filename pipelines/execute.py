@@ -4,6 +4,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -18,10 +19,11 @@ from pipelines.kinds import kind_of, resolved
 from pipelines.kinds.base import Outcome, Work
 from pipelines.matrix import Span, System
 from pipelines.plan import Plan, Resources, layout_of, plan_of, this_machine
-from pipelines.progress import Listener, ignore
+from pipelines.progress import Listener, Note, ignore
 from pipelines.rates import load_rates
 from pipelines.result import KEY, SCHEMA, Result
-from pipelines.storage import Staging
+from pipelines.storage import Scratch, Staging, StoreError, Writer, checkpoints_of, clean
+from pipelines.units import format_bytes
 
 PACKAGES = ("tallgrass", "numpy", "scipy", "zarr", "dask", "distributed")
 
@@ -44,11 +46,14 @@ def run(
     listener: Listener = ignore,
     resources: Resources | None = None,
     submission: Submission | None = None,
+    *,
+    restart: bool = False,
 ) -> Result:
     """The certified result of a job, stored at its output (when it has one) and returned.
 
     `client` is a distributed.Client.  Without one the current client is used, as Dask does; if there is none
-    either, the passes run in the threads of this process.
+    either, the passes run in the threads of this process.  What an interrupted run of the same job has done is not
+    done again, unless `restart` is true; the answer has the same bits either way.
 
     Raises:
         BadData: the input is missing, damaged, not finite, or its shapes disagree.
@@ -64,19 +69,24 @@ def run(
     inputs = inputs.cut(layout)
     resources = resources or (_resources_of(client) if client else this_machine())
     plan = plan_of(job, inputs, layout, resources, load_rates())
+    writer = Writer(run_id, job.checkpoints, "" if submission is None else f"job {submission.id}")
+    output = None if job.output is None else address_of(job.output, job)
+    if restart and output is not None:
+        clean(output)
     staging = (
         None
-        if job.output is None
-        else Staging(
-            address_of(job.output, job), run_id, overwrite=job.overwrite, compressor=getattr(job, "compressor", "none")
-        )
+        if output is None
+        else Staging(output, writer, overwrite=job.overwrite, compressor=getattr(job, "compressor", "none"))
     )
     label = None if submission is None else submission.name
     engine = Engine(client, listener, job.no_progress_timeout, resources.threads, label)
     kind = kind_of(job)
+    kept = None if staging is None or not staging.resumes else Scratch(checkpoints_of(staging.url))
     try:
         if staging is not None:
-            staging.need_space(kind.result_bytes(job, layout) + 2**20)
+            left = staging.need_space(kind.result_bytes(job, layout) + 2**20)
+            if kept is not None:
+                engine.kept = _begun(kept, plan, left, listener)
         extra = graph_of([source.array for source in inputs.sources if isinstance(source, DaskRows)])
 
         def passes(step: Any, system: System, spans: tuple[Span, ...]) -> Any:
@@ -85,11 +95,41 @@ def run(
         with one_blas_thread():
             outcome = kind.solve(Work(job, inputs, layout, passes, staging, plan.warnings))
         timings = engine.timings | {"total": time.monotonic() - began}
-        return _result(_summary(job, inputs, plan, outcome, timings), outcome, staging, submission)
+        summary = _summary(job, inputs, plan, outcome, timings) | {"resumed_spans": engine.loaded}
+        result = _result(summary, outcome, staging, submission)
     except BaseException:
         if staging is not None:
-            staging.discard()
+            _end(staging, kept)
         raise
+    if kept is not None:
+        kept.remove()
+    return result
+
+
+def _end(staging: Staging, kept: Scratch | None) -> None:
+    """Leave what a later run can go on from, or nothing."""
+    if kept is not None:
+        with suppress(OSError, StoreError):
+            if kept.names():
+                staging.discard(keep=True)
+                return
+        kept.remove()
+    staging.discard()
+
+
+def _begun(kept: Scratch, plan: Plan, left: int, listener: Listener) -> Scratch | None:
+    """Where spans leave what they made, if that fits."""
+    if plan.scratch_bytes > left + kept.size():
+        listener(
+            Note(
+                f"{format_bytes(plan.scratch_bytes)} for what spans have done would not fit beside the output, so an "
+                "interrupted run will start again"
+            )
+        )
+        return None
+    with suppress(OSError):  # spans will say so, and the run goes on
+        kept.begin()
+    return kept
 
 
 def _current_client() -> Any:

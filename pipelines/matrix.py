@@ -181,12 +181,16 @@ class Tally:
     """Row, column and array (matrix, rhs) of the first of them."""
     identity: tuple[int, int, int] = (0, 0, 0)
     """Of matrix, rhs and weights: see Source.identity."""
+    loaded: int = 0
+    """Spans that an earlier run had done."""
+    unsaved: str = ""
+    """Why a span could not be kept for a later run."""
 
     def __add__(self, other: "Tally") -> "Tally":
         identity = tuple((a + b) % 2**128 for a, b in zip(self.identity, other.identity, strict=True))
         return Tally(
             self.rows + other.rows, self.omitted + other.omitted, self.bad + other.bad, self.first or other.first,
-            (identity[0], identity[1], identity[2]),
+            (identity[0], identity[1], identity[2]), self.loaded + other.loaded, self.unsaved or other.unsaved,
         )  # fmt: skip
 
 
@@ -243,7 +247,7 @@ class System:
 
     def _read(self, start: int, stop: int, out: np.ndarray | None) -> tuple[Slab, Tally]:
         # Taken before the rows: a chunk written in between makes a later pass see another identity, not the same.
-        identity = self._identity(start, stop)
+        identity = self.identity(start, stop)
         b = None if self.b is None else self.b.read(start, stop)
         w = (
             None
@@ -253,7 +257,8 @@ class System:
         slab = Slab(self.A.read(start, stop, out), b, w, start)
         return slab, Tally(stop - start, identity=identity)
 
-    def _identity(self, start: int, stop: int) -> tuple[int, int, int]:
+    def identity(self, start: int, stop: int) -> tuple[int, int, int]:
+        """A number for each of A, b and the weights: see Source.identity."""
         parts = [source.identity(start, stop) if source else 0 for source in (self.A, self.b, self.weights)]
         return parts[0], parts[1], parts[2]
 

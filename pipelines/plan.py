@@ -19,6 +19,8 @@ from pipelines.units import counted, format_bytes
 
 IDLE_BYTES = 128 * 2**20
 """Resident memory of a worker that has imported NumPy, SciPy, Zarr and Dask and does nothing."""
+CHECKPOINT_BYTES = 4096
+"""What a checkpoint takes besides its arrays."""
 MOST_DECODED = 4
 """Times that a chunk may be decoded in one pass before the plan refuses."""
 OF_GEMM, OF_GEMM_OTHERWISE = 0.6, 0.1
@@ -76,6 +78,8 @@ class Plan:
     seconds: float
     peak_bytes_per_worker: int
     memory_bytes_per_worker: int
+    scratch_bytes: int
+    """What the spans keep beside the output until the job is done."""
     workers: int
     threads: int
     rates: str
@@ -156,6 +160,7 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
         seconds=sum(one.seconds for one in passes) + _small_seconds(layout, job.verify),
         peak_bytes_per_worker=peak_bytes(job, layout, resources.threads),
         memory_bytes_per_worker=resources.memory_bytes,
+        scratch_bytes=_scratch_bytes(job, layout, len(passes)),
         workers=resources.workers,
         threads=resources.threads,
         rates=rates.source,
@@ -182,6 +187,14 @@ def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates) -> Pas
     return PassPlan(
         step.name, size, flops, spans + merges, seconds, "reading" if reading > arithmetic else "arithmetic"
     )
+
+
+def _scratch_bytes(job: Job, layout: Layout, passes: int) -> int:
+    """One state for each span of each pass: R beside QᴴB, or what a basis takes the columns of A to."""
+    if job.output is None or not job.checkpoints:
+        return 0
+    entries = layout.p * max(layout.p + layout.t, layout.shape.columns)
+    return passes * layout.span_count * (entries * layout.shape.dtype.itemsize + CHECKPOINT_BYTES)
 
 
 def _small_seconds(layout: Layout, verify: bool) -> float:

@@ -110,9 +110,9 @@ def fork_server_of(pid):
 @LINUX
 @pytest.mark.parametrize("delay", [slow(0.1), 0.5, slow(0.9)])
 @pytest.mark.parametrize(("number", "code", "letter"), [
-    (signal.SIGINT, 130, "Interrupted. Nothing was written."),
-    (signal.SIGTERM, 143, "Stopped by SIGTERM. Nothing was written."),
-    (signal.SIGHUP, 129, "Stopped by SIGHUP. Nothing was written."),
+    (signal.SIGINT, 130, "Interrupted. No result was written."),
+    (signal.SIGTERM, 143, "Stopped by SIGTERM. No result was written."),
+    (signal.SIGHUP, 129, "Stopped by SIGHUP. No result was written."),
 ])  # fmt: skip
 def test_a_run_that_is_stopped_while_its_workers_start_ends_in_one_line(job, number, code, letter, delay):
     process = started(job, "-q")

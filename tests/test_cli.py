@@ -36,7 +36,7 @@ def fake_run(monkeypatch):
 
     outcome = SimpleNamespace(error=None, shortfalls=(), events=())
 
-    def execute(job, client, listener, resources):
+    def execute(job, client, listener, resources, *, restart):
         for event in outcome.events:
             listener(event)
         if outcome.error:
@@ -122,7 +122,7 @@ def test_an_interrupt_is_one_line_with_exit_code_130(tallgrass, fake_run):
     fake_run.error = KeyboardInterrupt()
     result = tallgrass("run", "job.yaml", "--quiet")
     assert result.exit_code == 130
-    assert result.stderr.strip() == "Interrupted. Nothing was written."
+    assert result.stderr.strip() == "Interrupted. No result was written."
 
 
 def test_what_nobody_foresaw_is_a_letter_and_a_traceback_only_with_debug(tallgrass, monkeypatch):

@@ -25,6 +25,7 @@ from pipelines import LeastSquares, Pseudoinverse, open_result, run
 from pipelines.errors import PlanRefused, RunFailed
 from pipelines.plan import Resources
 from pipelines.progress import PassProgress, PassStarted
+from pipelines.storage import clean
 from tests.conftest import environment
 from workers.clusters import Local, open_cluster
 
@@ -102,8 +103,11 @@ def test_an_interrupt_stops_the_work_and_leaves_nothing(long, tmp_path, moment):
         stdout, rest = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout) == (130, "")
     assert "Traceback" not in said + rest
-    assert rest.endswith("Interrupted. Nothing was written.\n")
+    assert rest.endswith("Interrupted. No result was written.\n")
     assert_gone(started)
+    if moment == "factor: done":
+        assert "What was done is kept beside the output (" in rest
+    clean(str(tmp_path / "out" / "x"))
     assert not [path for path in tmp_path.rglob("*") if path.name not in ("job.yaml", "out")]
 
 
@@ -119,7 +123,7 @@ def test_ctrl_c_on_a_terminal_stops_the_work_without_a_traceback(long, tmp_path)
     said = wait_on(terminal, None)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
     assert b"Traceback" not in started + said
-    assert b"Interrupted. Nothing was written." in said
+    assert b"Interrupted. No result was written." in said
     assert_gone(children)
     assert os.listdir(tmp_path) == ["job.yaml"]
 
@@ -143,7 +147,7 @@ pipelines.load.load_job = load_job
 cli.main(["check", "job.yaml"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
-    assert (done.returncode, done.stderr.strip()) == (130, "Interrupted. Nothing was written.")
+    assert (done.returncode, done.stderr.strip()) == (130, "Interrupted. No result was written.")
 
 
 def wait_on(terminal: int, text: bytes | None) -> bytes:

@@ -40,6 +40,7 @@ def test_a_job_has_the_defaults_that_its_fields_state():
         "require": Require().model_dump(),
         "overwrite": False,
         "no_progress_timeout": 600.0,
+        "checkpoints": True,
         "storage_options": {},
     }
 

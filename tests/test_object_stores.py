@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from pipelines import LeastSquares, open_result, run
 from pipelines.errors import BadData, PlanRefused
-from pipelines.storage import Staging, array_names, describe
+from pipelines.storage import Staging, Writer, array_names, describe
 from pipelines.storage.arrays import open_store
 from tests.faulty import FaultyStore, first
 
@@ -69,12 +69,12 @@ def test_a_result_on_s3_is_replaced_only_when_the_job_says_so(remote):
 def test_a_foreign_folder_on_s3_is_never_replaced(remote):
     for output in (f"{remote.bucket}/data/A/c", f"{remote.bucket}/data"):
         with pytest.raises(PlanRefused, match=r"exists and is not a result of Tallgrass. Nothing was changed"):
-            Staging(output, "run", overwrite=True)
+            Staging(output, Writer("run"), overwrite=True)
 
 
 def test_an_interrupted_run_leaves_nothing_on_s3_that_can_be_opened_and_the_next_one_succeeds(remote):
     url = f"{remote.bucket}/out"
-    Staging(url, "run", overwrite=False).put("x", np.ones(99), ("column",))
+    Staging(url, Writer("run"), overwrite=False).put("x", np.ones(99), ("column",))
     with pytest.raises(BadData, match=r"There is no result at"):
         open_result(url)
     np.testing.assert_allclose(run(LeastSquares(**remote.fields, output=url, overwrite=True)).x, remote.x, rtol=1e-12)

@@ -26,6 +26,7 @@ def control(folder, *words):
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
 
 
+@pytest.mark.slow
 def test_jobs_end_well_though_the_database_was_away_and_a_process_died_meanwhile(tmp_path):
     store_slow(tmp_path / "A")
     with postgres() as url, Served(tmp_path, "--database", url) as served, Client(served.url) as client:

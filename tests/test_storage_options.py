@@ -174,6 +174,7 @@ def test_a_job_finds_its_store_and_its_credentials_by_its_options_alone(named, r
     assert {"x", "residual_norm"} <= set(found.names)
 
 
+@pytest.mark.slow
 def test_an_array_has_options_of_its_own(named, remote, tmp_path):
     parts = {name: {"url": url, "storage_options": named} for name, url in remote.fields.items()}
     np.testing.assert_allclose(run(LeastSquares(**parts, output=f"{tmp_path}/out")).x, remote.x, rtol=1e-12)

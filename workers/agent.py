@@ -259,9 +259,16 @@ class Agent:
         self.may_claim = True  # one that waited for its place, or for a free one
         attempt.pipe.close()
         if attempt.entry.output is not None:
-            from pipelines.storage import sweep
+            self._tidy(attempt.entry)
 
-            sweep(attempt.entry.output)  # what it left half written
+    def _tidy(self, entry: Entry) -> None:
+        """Remove what an attempt left half written; what a later one may go on from stays, unless nobody wants it."""
+        from pipelines.storage import clean, local_path, sweep
+
+        assert entry.output is not None
+        if local_path(entry.output) is not None:
+            unwanted = self.queue.get(entry.id).state is State.CANCELLED
+            (clean if unwanted else sweep)(entry.output)
 
     def _end_attempt(self, attempt: Attempt) -> None:
         """Ask the process to end, and once it had its time, end it."""

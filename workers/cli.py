@@ -150,8 +150,8 @@ def _report_end(end: BaseException, words: Sequence[str]) -> int:
     """Tell that a signal ended the command, and which; click wraps what it meets."""
     stop = end.__cause__ if isinstance(end, click.Abort) else end
     if isinstance(stop, Stopped):
-        return _report(Interrupted(f"Stopped by {stop.signal.name}. Nothing was written."), words, 128 + stop.signal)
-    return _report(Interrupted("Interrupted. Nothing was written."), words)
+        return _report(Interrupted(f"Stopped by {stop.signal.name}. No result was written."), words, 128 + stop.signal)
+    return _report(Interrupted("Interrupted. No result was written."), words)
 
 
 def _report(error: Exception, words: Sequence[str], code: int | None = None) -> int:

@@ -113,16 +113,18 @@ def _hint_of_output(job: Any) -> None:
 @_job
 @_cluster
 @_set
-def run(job_file: str, cluster_file: str | None, overrides: tuple[str, ...]) -> None:
+@click.option("--restart", is_flag=True, help="Begin anew: forget what an interrupted run has done.")
+def run(job_file: str, cluster_file: str | None, overrides: tuple[str, ...], restart: bool) -> None:
     """Run a job, and say how far to trust the answer.
 
-    The result appears whole or not at all. Ctrl-C stops the run and leaves nothing half-written.
+    The result appears whole or not at all. A run that is interrupted, by Ctrl-C or by an accident,
+    leaves what it has done beside the output, and the same command goes on from there.
     """
     from pipelines.load import load_job
     from pipelines.report import render_result
 
     job, cluster = load_job(job_file, overrides), load_cluster(cluster_file)
-    result = _run(job, cluster)
+    result = _run(job, cluster, restart=restart)
     short = "\n".join(f"the certificate falls short: {text}" for text in result.shortfalls)
     shortfall = CertificateFallsShort(short) if short else None
     print_one(result.summary | (error_document(shortfall) if shortfall else {}), render_result(result.summary))
@@ -132,7 +134,7 @@ def run(job_file: str, cluster_file: str | None, overrides: tuple[str, ...]) -> 
     hint(f"next: tallgrass show {job.output}")
 
 
-def _run(job: Any, cluster: Any) -> "Result":
+def _run(job: Any, cluster: Any, *, restart: bool) -> "Result":
     """The result of a job on a cluster that lives as long as the run; what cannot fit never starts one."""
     from pipelines.execute import run as execute
     from pipelines.progress import Note
@@ -144,17 +146,24 @@ def _run(job: Any, cluster: Any) -> "Result":
         with watching(asked("quiet")) as listener, open_cluster(cluster, spans) as client:
             if link := dashboard_link(client):
                 listener(Note(f"dashboard: {link}"))
-            return execute(job, client=client, listener=listener, resources=promised(cluster))
+            return execute(job, client=client, listener=listener, resources=promised(cluster), restart=restart)
     except BaseException:
-        _sweep(job.output)  # what workers wrote while they were being ended
+        if job.output is not None:
+            _after_the_end(job.output)
         raise
 
 
-def _sweep(output: str | None) -> None:
-    from pipelines.storage import sweep
+def _after_the_end(output: str) -> None:
+    """Remove what workers wrote while they were being ended, and say what is kept."""
+    from pipelines.storage import leftovers, sweep
+    from pipelines.units import format_bytes
 
-    if output is not None:
-        sweep(output)
+    sweep(output)
+    if "://" not in output and (kept := leftovers(output)):
+        hint(
+            f"What was done is kept beside the output ({format_bytes(sum(size for _, size in kept))}): the same "
+            f"command goes on from there, and `tallgrass clean {output}` removes it."
+        )
 
 
 def _spans(job: Any, cluster: Any) -> int | None:
@@ -163,6 +172,29 @@ def _spans(job: Any, cluster: Any) -> int | None:
     from workers.clusters import Local
 
     return make_plan(job, _offer(cluster)).spans if isinstance(cluster, Local | None) else None
+
+
+@command(
+    "tallgrass clean results/flights.zarr",
+    "tallgrass clean results --dry-run",
+)
+@click.argument("places", metavar="PLACE...", nargs=-1, required=True, type=click.Path())
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+def clean(places: tuple[str, ...], dry_run: bool) -> None:
+    """Remove what interrupted runs have left: of a result, or of all results in a folder.
+
+    Results, and what belongs to a run that goes on, stay as they are.
+    """
+    from pipelines import storage
+    from pipelines.units import format_bytes
+
+    remove = storage.leftovers if dry_run else storage.clean
+    found = [one for place in places for output in storage.outputs_at(place) for one in remove(output)]
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{verb} {place}" + (f" ({format_bytes(size)})" if size else "") for place, size in found]
+    removed = [{"place": place, "bytes": size} for place, size in found]
+    document = {"schema": "clean/1", "dry_run": dry_run, "removed": removed}
+    print_one(document, "\n".join(lines) or "nothing is left over")
 
 
 @command(
@@ -247,7 +279,7 @@ def completion(shell: str) -> None:
     click.echo(script(group, {}, "tallgrass", "_TALLGRASS_COMPLETE").source())
 
 
-ALL = (check, plan, run, show, schema, doctor, completion)
+ALL = (check, plan, run, clean, show, schema, doctor, completion)
 
 
 def version() -> str:

@@ -4,12 +4,16 @@ import ctypes
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +28,7 @@ from pipelines.roots import check_allowed
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import local_path, open_store
 from pipelines.storage.objects import PatientStore
+from pipelines.storage.scratch import Scratch
 
 ROOT = "zarr.json"
 """The object that makes a group of what lies beside it (Zarr v3)."""
@@ -33,6 +38,12 @@ SWAP = 2
 """RENAME_EXCHANGE of Linux: two names change places in one step."""
 HERE = -100
 """AT_FDCWD: relative paths start from the current directory."""
+KEPT, CHECKPOINTS = "kept", "checkpoints"
+"""In the names of what an interrupted run leaves for the next one: what it has written, and what its spans made."""
+APPEARED = "appeared"
+"""The checkpoint that is left last: a digest of the result that all of them have become."""
+INTERRUPTED = " (interrupted)"
+"""Stands in the mark of a run that has let go."""
 TRIES, PAUSE = 20, 0.05
 """Removals of a folder, and seconds between: what an interrupted thread still writes may bring it back for a moment."""
 
@@ -48,19 +59,30 @@ class Place(Protocol):
         """Raises PlanRefused unless nothing is there, or a result that may be replaced."""
 
     def begin(self) -> None:
-        """Make it ours; what a killed run has left here is removed."""
+        """Make it ours; what a killed run has left here is removed, unless this run goes on from there."""
 
     def ready(self) -> None:
         """Called before the first array is written."""
 
-    def commit(self, attributes: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Make the result appear, with these attributes."""
+    def commit(self, attributes: Mapping[str, Any], names: Collection[str], *, overwrite: bool) -> None:
+        """Make the result appear, with these attributes and arrays; what else lies there is removed."""
 
-    def discard(self) -> None:
-        """Remove what was written so far."""
+    def discard(self, *, keep: bool) -> None:
+        """Let go; remove what was written so far, unless it is kept for a later run."""
 
 
-def place_of(url: str, run: str) -> "Folder | Objects":
+@dataclass(frozen=True)
+class Writer:
+    """Who writes a result."""
+
+    run: str
+    resumes: bool = False
+    """True when it goes on where an earlier run was interrupted, and may be interrupted itself."""
+    name: str = ""
+    """A name that all attempts at one job share; without one, that of this process."""
+
+
+def place_of(url: str, writer: Writer) -> "Folder | Objects":
     """The place of a path or URL."""
     check_allowed(url)
     path = local_path(url)
@@ -69,7 +91,14 @@ def place_of(url: str, run: str) -> "Folder | Objects":
             f"The output {url} cannot be written: {url.partition('://')[0]}:// is for reading only. Choose a path, or "
             "a URL that starts with s3://, gs:// or az://."
         )
-    return Objects(Address(url)) if path is None else Folder(url, path, run)
+    return Objects(Address(url), writer) if path is None else Folder(url, path, writer)
+
+
+def checkpoints_of(url: str) -> Address:
+    """Where the runs of a job leave what later ones may go on from: beside its result."""
+    path = local_path(url)
+    folder, _, name = str(url if path is None else os.path.realpath(path)).rstrip("/").rpartition("/")
+    return Address(f"{folder}/.{name}.{CHECKPOINTS}", getattr(url, "options", {}))
 
 
 def copy_result(url: str, folder: str) -> None:
@@ -106,24 +135,59 @@ def _copy(url: str, folder: Path) -> None:
 
 
 def sweep(url: str) -> None:
-    """Remove what runs that are over have left beside a local result; never raises."""
+    """Remove what runs that are over have left beside a local result, unless one can go on there; never raises."""
     path = local_path(url)
     if path is not None:
         with suppress(OSError):
-            Folder(url, path, "").sweep()
+            Folder(url, path, Writer("")).sweep()
+
+
+def leftovers(url: str) -> list[tuple[str, int]]:
+    """What runs that are over have left for the result at `url`: each place, with its bytes where they are known."""
+    return place_of(url, Writer("")).leftovers()
+
+
+def clean(url: str) -> list[tuple[str, int]]:
+    """Remove the leftovers; what belongs to a run that goes on stays."""
+    found = leftovers(url)
+    place_of(url, Writer("")).clean()
+    return found
+
+
+def outputs_at(place: str) -> list[str]:
+    """The result at a place, or all results in a folder, of which runs may have left something."""
+    path = local_path(place)
+    if path is None or not path.is_dir() or (path / ROOT).exists():
+        return [place]
+    pattern = re.compile(rf"\.(.+)\.(?:partial-[^.]+|{CHECKPOINTS})")
+    found = [pattern.fullmatch(entry.name) for entry in path.iterdir()]
+    return [place, *sorted({str(path / match[1]) for match in found if match})]
 
 
 class Folder:
-    """A hidden folder beside the result; a locked file beside it tells a run that goes on from one that was killed."""
+    """A hidden folder beside the result; a locked file beside it tells a run that goes on from one that was killed.
 
-    def __init__(self, url: str, path: Path, run: str) -> None:
+    A run that resumes has a folder of a fixed name, in which it finds what an earlier one has written.  When another
+    run has that just now, it gets one of its own, and cannot be resumed.
+    """
+
+    def __init__(self, url: str, path: Path, writer: Writer) -> None:
         self.url, self.final = url, Path(os.path.realpath(path))
-        self.folder = self.final.with_name(f".{self.final.name}.partial-{run}")
+        self.folder = self._named(KEPT if writer.resumes else writer.run)
+        self._writer = writer
         self._lock: int | None = None
+
+    def _named(self, run: str) -> Path:
+        return self.final.with_name(f".{self.final.name}.partial-{run}")
 
     @property
     def where(self) -> Address:
         return Address(str(self.folder))
+
+    @property
+    def resumes(self) -> bool:
+        """True when what this run writes can be found by a later one."""
+        return self.folder == self._named(KEPT)
 
     def check(self, *, overwrite: bool) -> None:
         if self.final.exists() and not (self.final.is_dir() and not any(self.final.iterdir())):
@@ -131,23 +195,39 @@ class Folder:
 
     def begin(self) -> None:
         self.final.parent.mkdir(parents=True, exist_ok=True)
+        if self.resumes:
+            try:
+                self._lock = _locked(_beside(self.folder, "lock"), wait=False)
+            except BlockingIOError:
+                self.folder = self._named(self._writer.run)
         self.sweep()
-        self._lock = _locked(_beside(self.folder, "lock"))
-        self.folder.mkdir()
+        if self._lock is None:
+            self._lock = _locked(_beside(self.folder, "lock"))
+        self.folder.mkdir(exist_ok=self.resumes)
 
     def ready(self) -> None:
         pass
 
-    def commit(self, attributes: Mapping[str, Any], *, overwrite: bool) -> None:
+    def commit(self, attributes: Mapping[str, Any], names: Collection[str], *, overwrite: bool) -> None:
+        for other in self.folder.iterdir():
+            if other.name not in names:
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
         zarr.open_group(open_store(self.where), mode="a").attrs.update(dict(attributes))
         _flush(self.folder)
         self.check(overwrite=overwrite)
+        if self.resumes:
+            with suppress(OSError):  # where nothing was kept, nothing has to be told
+                Scratch(checkpoints_of(self.url)).write(APPEARED, _digest(self.folder))
         _swap(self.folder, self.final)
         _flush_folder(self.final.parent)
         self._end()  # of the old result, which is in the hidden folder now
 
-    def discard(self) -> None:
+    def discard(self, *, keep: bool) -> None:
         if self._lock is None:
+            return
+        if keep and self.resumes:
+            os.close(self._lock)
+            self._lock = None
             return
         for _ in range(TRIES):
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -163,25 +243,72 @@ class Folder:
         self._lock = None
 
     def sweep(self) -> None:
-        """Remove what killed runs have left beside this result: folders whose lock nobody holds, or that have none."""
+        """Remove what killed runs have left beside this result: folders whose lock nobody holds, or that have none.
+
+        The one that a run can go on from stays.
+        """
+        kept, checkpoints = self._named(KEPT), Scratch(checkpoints_of(self.url))
+        useful = kept.exists() and bool(checkpoints.names()) and checkpoints.read(APPEARED) != _digest(self.final)
+        if not useful and not _is_locked(_beside(kept, "lock")):
+            checkpoints.remove()  # of a run that came to its end, or to nothing
+        self._sweep(kept if useful else None)
+
+    def _sweep(self, kept: Path | None) -> None:
         mine = f".{glob.escape(self.final.name)}.partial-*"
         folders = [folder for folder in self.final.parent.glob(mine) if folder.suffix not in (".lock", ".old")]
         for file in self.final.parent.glob(f"{mine}.lock"):
             with suppress(OSError), _opened(file, os.O_RDWR) as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._remove(file.with_suffix(""))
+                self._remove(file.with_suffix(""), kept)
         for folder in folders:
             if not _beside(folder, "lock").exists():
-                self._remove(folder)
+                self._remove(folder, kept)
 
-    def _remove(self, folder: Path) -> None:
+    def leftovers(self) -> list[tuple[str, int]]:
+        mine = f".{glob.escape(self.final.name)}.partial-*"
+        folders = [folder for folder in self.final.parent.glob(mine) if folder.suffix not in (".lock", ".old")]
+        checkpoints = Path(checkpoints_of(self.url))
+        free = [folder for folder in folders if not _is_locked(_beside(folder, "lock"))]
+        if checkpoints.is_dir() and not _is_locked(_beside(self._named(KEPT), "lock")):
+            free.append(checkpoints)
+        return [(str(folder), _bytes_below(folder)) for folder in sorted(free)]
+
+    def clean(self) -> None:
+        kept = _beside(self._named(KEPT), "lock")
+        if not _is_locked(kept):
+            Scratch(checkpoints_of(self.url)).remove()
+        self._sweep(None)
+
+    def _remove(self, folder: Path, kept: Path | None = None) -> None:
         """The traces of one run; the old result goes back to its place if the run took it from there."""
         old = _beside(folder, "old")
         if old.exists() and not self.final.exists():
             os.rename(old, self.final)
         for rest in (old, folder):
-            shutil.rmtree(rest, ignore_errors=True)
+            if rest != kept:
+                shutil.rmtree(rest, ignore_errors=True)
         _beside(folder, "lock").unlink(missing_ok=True)
+
+
+def _digest(result: Path) -> bytes:
+    """What tells one result from all others, since their summaries tell when they were made."""
+    return hashlib.blake2b((_text_of(result / ROOT) or "").encode(), digest_size=16).hexdigest().encode()
+
+
+def _is_locked(file: Path) -> bool:
+    """True while the run that a lock file belongs to goes on."""
+    try:
+        with _opened(file, os.O_RDWR) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _check(url: str, ours: bool, *, overwrite: bool) -> None:
@@ -224,12 +351,19 @@ def _opened(path: Path, flags: int) -> Any:
         os.close(handle)
 
 
-def _locked(file: Path) -> int:
-    """A new file with a lock that the system takes back when this process ends, however it ends."""
+def _locked(file: Path, *, wait: bool = True) -> int:
+    """A file with a lock that the system takes back when this process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process has the lock, and it is not waited for.
+    """
     while True:
         handle = os.open(file, os.O_CREAT | os.O_RDWR)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(handle)
+            raise
         except OSError:  # a file system without locks, where nobody will sweep either
             return handle
         if file.exists() and os.path.samestat(os.stat(file), os.fstat(handle)):
@@ -276,63 +410,116 @@ def _flush_folder(folder: Path) -> None:
 class Objects:
     """Objects of a store that cannot rename: until the root is there, nobody can open what lies beside it."""
 
-    def __init__(self, url: Address) -> None:
-        self.url = url
+    def __init__(self, url: Address, writer: Writer) -> None:
+        self.url, self._writer = url, writer
         store = open_store(url)
         assert isinstance(store, PatientStore)
         self._store = store
-        self._began = self._cleared = False
+        self._began = self._cleared = self._found = False
 
     @property
     def where(self) -> Address:
         return self.url
 
+    @property
+    def resumes(self) -> bool:
+        """True when what this run writes can be found by a later one."""
+        return self._writer.resumes
+
+    @property
+    def _name(self) -> str:
+        return self._writer.name or f"process {os.getpid()} of {platform.node()}"
+
     def check(self, *, overwrite: bool) -> None:
         if (root := self._text(ROOT)) is not None:
             _check(self.url, _is_result(root), overwrite=overwrite)
-        elif (since := self._text(MARK)) is not None:
-            if not overwrite:
+        elif (mark := self._text(MARK)) is not None:
+            if not overwrite and not self._is_free(mark):
                 raise PlanRefused(
-                    f"The output {self.url} is what a run writes, or has left when it was killed, that began {since}. "
+                    f"The output {self.url} is what a run writes, or has left when it was killed, that began {mark}. "
                     "Wait for its end, choose another output, or set `overwrite: true` to write in its place."
                 )
         elif self._store.names():
             _check(self.url, ours=False, overwrite=overwrite)
 
+    def _is_free(self, mark: str) -> bool:
+        """True when the writer of a mark is surely over: it said so, or is we, or a process of this machine, dead."""
+        writer = mark.partition(" by ")[2]
+        process = re.fullmatch(rf"process (\d+) of {re.escape(platform.node())}", writer)
+        return INTERRUPTED in mark or writer == self._name or (process is not None and not _lives(int(process[1])))
+
     def begin(self) -> None:
-        self._store.write(MARK, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC".encode())
+        self._found = self._writer.resumes and self._text(ROOT) is None and self._text(MARK) is not None
+        self._mark("")
         self._began = True
+
+    def _mark(self, more: str) -> None:
+        self._store.write(MARK, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC{more} by {self._name}".encode())
 
     def ready(self) -> None:
         if not self._cleared:
-            self._clear()
+            if not self._found:
+                self._clear(set())
             self._cleared = True
 
-    def commit(self, attributes: Mapping[str, Any], *, overwrite: bool) -> None:
+    def commit(self, attributes: Mapping[str, Any], names: Collection[str], *, overwrite: bool) -> None:
         self.ready()
+        self._clear(set(names))
         written: dict[str, Buffer] = {}
         zarr.open_group(MemoryStore(written), mode="w").attrs.update(dict(attributes))
         self._store.write(ROOT, written[ROOT].to_bytes())
         self._began = False
         self._store.remove(MARK)
 
-    def discard(self) -> None:
+    def discard(self, *, keep: bool) -> None:
         """Best effort: a store that does not answer keeps the mark, which tells the next run."""
-        if self._began:
-            self._began = False
-            with suppress(StoreError, OSError):
-                if self._cleared:
-                    self._clear()
+        if not self._began:
+            return
+        self._began = False
+        with suppress(StoreError, OSError):
+            if keep and self.resumes:
+                self._mark(INTERRUPTED)
+                return
+            if self._cleared:
+                self._clear(set())
+            self._store.remove(MARK)
+
+    def leftovers(self) -> list[tuple[str, int]]:
+        """Those of a run that is surely over."""
+        mark = self._text(MARK)
+        if mark is not None and not self._is_free(mark):
+            return []
+        found = [checkpoints_of(self.url)] if Scratch(checkpoints_of(self.url)).names() else []
+        if mark is not None:
+            found.append(self.url)
+        return [(str(place), 0) for place in found]
+
+    def clean(self) -> None:
+        for place, _ in self.leftovers():
+            if place != self.url:
+                Scratch(checkpoints_of(self.url)).remove()
+            elif self._text(ROOT) is None:
+                self._clear(set())
                 self._store.remove(MARK)
 
-    def _clear(self) -> None:
-        """Remove everything but the mark, the root first: never is half of a result to be seen."""
-        names = self._store.names()
-        if ROOT in names:
+    def _clear(self, names: Collection[str]) -> None:
+        """Remove everything but the mark and these arrays, the root first: never is half of a result to be seen."""
+        there = self._store.names()
+        if ROOT in there:
             self._store.remove(ROOT)
-        if rest := [name for name in names if name not in (ROOT, MARK)]:
+        if rest := [name for name in there if name not in (ROOT, MARK) and name.partition("/")[0] not in names]:
             self._store.remove(*rest)
 
     def _text(self, name: str) -> str | None:
         data = self._store.read(name)
         return None if data is None else data.decode(errors="replace")
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

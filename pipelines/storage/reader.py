@@ -6,6 +6,7 @@ job accepts it, also for the inner chunks of a shard, which Zarr's own setting d
 
 import hashlib
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -187,13 +188,16 @@ class Reader:
         The sum, modulo 2¹²⁸, of a hash of each chunk's name, size and modification time (or ETag): sums of
         neighbouring regions add up, whatever the order.
         """
+        return sum(_digest(self._stamp(key)) for key in self.keys(rows, columns, within)) % 2**128
+
+    def keys(self, rows: slice, columns: slice, within: tuple[slice, slice] | None = None) -> Iterator[str]:
+        """The store's names of the chunks (or shards) that begin in a region, of all of the array or of a window."""
         unit = self.info.shards or self.info.chunks
         height, width = unit[0], unit[1] if len(unit) > 1 else 1
-        total = 0
-        for i in _beginning(rows, within[0], height):
-            for j in _beginning(columns, within[1], width):
-                total += _digest(self._stamp(self.key(i, j)))
-        return total % 2**128
+        whole = within or (slice(0, self.shape[0]), slice(0, self.shape[1]))
+        for i in _beginning(rows, whole[0], height):
+            for j in _beginning(columns, whole[1], width):
+                yield self.key(i, j)
 
     def _stamp(self, key: str) -> str:
         path = local_path(self.url)

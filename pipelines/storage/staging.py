@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from pipelines.addresses import Address
 from pipelines.errors import PlanRefused, RunFailed
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import open_store
-from pipelines.storage.places import Folder, place_of
+from pipelines.storage.places import ROOT, Folder, Writer, place_of
+from pipelines.storage.scratch import Scratch
 from pipelines.units import format_bytes
 
 COMPRESSORS: dict[str, list[Any]] = {
@@ -30,6 +33,9 @@ COMPRESSORS: dict[str, list[Any]] = {
 }
 """What a job file may name; a checksum of the compressed bytes follows each."""
 
+NO_LIMIT = 2**62
+"""Bytes that an object store takes."""
+
 
 class Staging:
     """A result that is not there yet; `commit` makes it appear.
@@ -38,36 +44,54 @@ class Staging:
         PlanRefused: the place is taken, or cannot be written to.
     """
 
-    def __init__(self, url: str, run: str, *, overwrite: bool, compressor: str = "none") -> None:
+    def __init__(self, url: str, writer: Writer, *, overwrite: bool, compressor: str = "none") -> None:
         self.url, self.overwrite = Address(url), overwrite
         self._compressors = [*COMPRESSORS[compressor], Crc32cCodec()]
-        with _told(url, PlanRefused):
-            self._place = place_of(url, run)
+        self._names: set[str] = set()
+        with told(url, PlanRefused):
+            self._place = place_of(url, writer)
             self._place.check(overwrite=overwrite)
             self._place.begin()
 
-    def need_space(self, size: int) -> None:
-        """Refuse what will not fit on the disk, before anything is read."""
+    @property
+    def resumes(self) -> bool:
+        """True when a later run will find what this one has written."""
+        return self._place.resumes
+
+    def need_space(self, size: int) -> int:
+        """Refuse what will not fit on the disk, before anything is read; the bytes that will be left over."""
         if not isinstance(self._place, Folder):
-            return
+            return NO_LIMIT
+        written = sum(file.stat().st_size for file in self._place.folder.rglob("*") if file.is_file())
         free = shutil.disk_usage(self._place.folder).free
-        if free < size:
+        if free + written < size:
             raise PlanRefused(
                 f"The result needs {format_bytes(size)} and {format_bytes(free)} are free at "
                 f"{self._place.final.parent}. Free some space there, or choose another output."
             )
+        return free + written - size
 
     def create(
         self, name: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...], **described: Any
     ) -> Address:
-        """An empty array, for tasks to fill by `write_rows`; returns its address."""
+        """An array for tasks to fill by `write_rows`; returns its address.
+
+        It is empty, or holds what an interrupted run has written to the very same array.
+        """
         url = self._place.where / name
-        with _told(self.url):
+        self._names.add(name)
+        metadata: dict[str, Buffer] = {}
+        zarr.create_array(
+            MemoryStore(metadata), shape=shape, dtype=dtype, chunks=tuple(max(1, c) for c in chunks),
+            compressors=self._compressors, config={"write_empty_chunks": True}, fill_value=0, **described,
+        )  # fmt: skip
+        with told(self.url):
             self._place.ready()
-            zarr.create_array(
-                open_store(url), shape=shape, dtype=dtype, chunks=tuple(max(1, c) for c in chunks),
-                compressors=self._compressors, config={"write_empty_chunks": True}, fill_value=0, **described,
-            )  # fmt: skip
+            array = Scratch(url)
+            if array.read(ROOT) != metadata[ROOT].to_bytes():
+                array.remove()
+                array.begin()
+                array.write(ROOT, metadata[ROOT].to_bytes())
         return url
 
     def put(
@@ -80,59 +104,27 @@ class Staging:
         """A whole array."""
         described = {"dimension_names": dimensions, "attributes": dict(attributes or {})}
         url = self.create(name, array.shape, array.dtype, array.shape, **described)
-        with _told(self.url):
+        with told(self.url):
             zarr.open_array(open_store(url), mode="r+", config={"write_empty_chunks": True})[...] = array
 
     def commit(self, attributes: Mapping[str, Any]) -> None:
         """Make the result appear, with these attributes."""
-        with _told(self.url):
-            self._place.commit(attributes, overwrite=self.overwrite)
+        with told(self.url):
+            self._place.commit(attributes, self._names, overwrite=self.overwrite)
 
-    def discard(self) -> None:
-        """Remove what was written so far; after `commit`, nothing."""
-        self._place.discard()
+    def discard(self, *, keep: bool = False) -> None:
+        """Remove what was written so far, unless a later run is to find it; after `commit`, nothing."""
+        self._place.discard(keep=keep)
 
 
 def check_output(url: str, *, overwrite: bool) -> None:
     """Raises PlanRefused when a result cannot go there, because something else is there; changes nothing."""
-    with _told(url, PlanRefused):
-        place_of(url, "").check(overwrite=overwrite)
-
-
-def write_rows(url: str, start: int, block: np.ndarray) -> None:
-    """Rows start.. of a stored array: whole chunks only, since two tasks must never share one.
-
-    Raises:
-        RunFailed: the rows do not fall on chunks, or the store is full.
-    """
-    array, stop = _open_part(url, start, len(block), axis=0)
-    with _told(url):
-        block = block.astype(array.dtype, copy=False)
-        array[start:stop] = block[:, 0] if array.ndim == 1 else block
-
-
-def write_columns(url: str, start: int, block: np.ndarray) -> None:
-    """Columns start.. of a stored array, from the rows of their adjoint; the rest is as in write_rows."""
-    array, stop = _open_part(url, start, len(block), axis=1)
-    with _told(url):
-        array[:, start:stop] = np.ascontiguousarray(block.conj().T.astype(array.dtype, copy=False))
-
-
-def _open_part(url: str, start: int, count: int, axis: int) -> tuple[zarr.Array[Any], int]:
-    with _told(url):
-        array = zarr.open_array(open_store(url), mode="r+", config={"write_empty_chunks": True})
-    stop, length = start + count, array.chunks[axis]
-    if start % length or (stop % length and stop != array.shape[axis]):
-        what = ("rows", "columns")[axis]
-        raise RunFailed(
-            f"{what.capitalize()} {start:,} to {stop:,} of {url} are not whole chunks of {length:,} {what}. This is a "
-            "defect of Tallgrass: nothing was written. Please report it."
-        )
-    return array, stop
+    with told(url, PlanRefused):
+        place_of(url, Writer("")).check(overwrite=overwrite)
 
 
 @contextmanager
-def _told(url: str, kind: type[PlanRefused | RunFailed] = RunFailed) -> Iterator[None]:
+def told(url: str, kind: type[PlanRefused | RunFailed] = RunFailed) -> Iterator[None]:
     """What a file system or an object store says, as a letter."""
     try:
         yield
@@ -146,8 +138,8 @@ def _told(url: str, kind: type[PlanRefused | RunFailed] = RunFailed) -> Iterator
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise kind(
-                f"No space is left for the output {url}. Nothing half-written was left behind; free some space there, "
-                "or choose another output."
+                f"No space is left for the output {url}. Free some space there and run the job again, or choose "
+                "another output."
             ) from error
         why = os.strerror(error.errno) if error.errno else first_line(error)
         raise kind(f"The output {url} cannot be written: {why}. Choose another output.") from error

@@ -1,0 +1,252 @@
+"""What a span has made, kept for a later run: a state and a tally in a file that says what it belongs to.
+
+A file is named by a digest of all that the state follows from: the pass with its numbers, the system of rows with the
+metadata of its arrays, the span, and the versions that decide the bits.  So nothing is looked up by when or by whom it
+was made, and what another job or another cut left behind is simply not found.  Inside stands the name once more, and
+a digest of the whole: what was torn, damaged or put there by somebody else counts as not there.
+
+What can change behind a name's back is looked at when a state is loaded: the chunks that were read (a change is an
+error) and those that were written (where they are gone or others, the span is done again).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.addresses import Address
+from pipelines.errors import BadData
+from pipelines.matrix import InMemory, Span, Stored, System, Tally
+from pipelines.passes.output import Target
+
+FORM = b"tallgrass-checkpoint-1\n"
+DIGEST_BYTES = 32
+ALIGNED = 64
+DECIDE_BITS = ("numpy", "scipy")
+SOURCES = (("A", "matrix"), ("b", "rhs"), ("weights", "weights"))
+Made = tuple[Any, Tally]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the spans of one pass leave what they made; it travels with the tasks."""
+
+    address: Address
+    step: str
+    """Digest of the pass and its system."""
+    run: str
+    targets: tuple[Target, ...]
+    """What the pass writes."""
+
+    def load(self, system: System, span: Span) -> Made | None:
+        """What the span made in an earlier run, if that can be used.
+
+        Raises:
+            BadData: what it read has changed since.
+        """
+        name = self._name(span)
+        try:
+            raw = storage.Scratch(self.address).read(name)
+        except (OSError, storage.StoreError):
+            return None
+        found = None if raw is None else _decoded(raw, name)
+        if found is None:
+            return None
+        (state, tally), wrote = found
+        if (now := system.identity(span.start, span.stop)) != tally.identity:
+            raise BadData(_changed(system, span, tally.identity, now))
+        if wrote != [self._written(storage.part_identity, target, span) for target in self.targets]:
+            return None
+        return state, replace(tally, loaded=1)
+
+    def save(self, made: Made, span: Span) -> Made:
+        """Keep what the span made; where that cannot be done the tally says why, and the run goes on."""
+        state, tally = made
+        if tally.bad:
+            return made
+        try:
+            wrote = [self._written(storage.flush_part, target, span) for target in self.targets]
+            name = self._name(span)
+            storage.Scratch(self.address).write(name, _encoded((state, tally), name, wrote))
+        except (OSError, storage.StoreError) as error:
+            said = getattr(error, "strerror", None) or str(error)
+            return state, replace(tally, unsaved=said)
+        return made
+
+    def _written(self, ask: Callable[..., int], target: Target, span: Span) -> int:
+        """The identity of the chunks that the span fills."""
+        return ask(target.url, self.run, span.start, span.stop, columns=target.columns)
+
+    def _name(self, span: Span) -> str:
+        return hashlib.blake2b(f"{self.step} {span}".encode(), digest_size=16).hexdigest()
+
+
+def checkpoints(address: Address | None, run: str, step: Any, system: System) -> Checkpoints | None:
+    """Those of a pass over a system; None without an address, and for dask arrays, which may be anything each time."""
+    sources = [getattr(system, name) for name, _ in SOURCES]
+    if address is None or not all(source is None or isinstance(source, Stored | InMemory) for source in sources):
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _told([_environment(), step, system]):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return Checkpoints(address, digest.hexdigest(), run, tuple(_targets(step)))
+
+
+@lru_cache
+def _environment() -> tuple[str, ...]:
+    """What decides the bits besides the data: our own code, as it is, and the packages that it calculates with."""
+    code = hashlib.blake2b(digest_size=16)
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    return code.hexdigest(), *(f"{name} {version(name)}" for name in DECIDE_BITS)
+
+
+def _told(value: Any) -> Iterator[bytes]:
+    """All that a value is, piece by piece: equal values, and only they, give equal pieces."""
+    if isinstance(value, Stored):
+        value = replace(value, run="")
+    if isinstance(value, np.ndarray):
+        yield f"array {value.dtype.str} {value.shape}".encode()
+        yield np.ascontiguousarray(value).tobytes()
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield type(value).__qualname__.encode()
+        for one in fields(value):
+            if one.init:
+                yield one.name.encode()
+                yield from _told(getattr(value, one.name))
+    elif isinstance(value, list | tuple):
+        yield f"list {len(value)}".encode()
+        for part in value:
+            yield from _told(part)
+    elif value is None or isinstance(value, bool | int | float | complex | str | np.dtype | np.generic):
+        yield f"{type(value).__name__} {value!s}".encode()
+    else:
+        raise TypeError(f"{type(value)} is nothing that a pass or a system may hold")
+
+
+def _targets(value: Any) -> Iterator[Target]:
+    """Where a pass writes."""
+    if isinstance(value, Target):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _targets(part)
+    elif is_dataclass(value) and not isinstance(value, type | np.ndarray):
+        for one in fields(value):
+            if one.init:
+                yield from _targets(getattr(value, one.name))
+
+
+def _encoded(made: Made, name: str, wrote: list[int]) -> bytes:
+    """FORM, the length of the header, the header, the arrays, and a digest of all before it."""
+    arrays: list[np.ndarray] = []
+    header = json.dumps({"name": name, "made": _described(made, arrays), "wrote": wrote}).encode()
+    parts = [FORM, len(header).to_bytes(8, "little"), header]
+    for array in arrays:
+        parts.append(bytes(-sum(map(len, parts)) % ALIGNED))
+        parts.append(array.tobytes("A"))
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        digest.update(part)
+    return b"".join([*parts, digest.digest()])
+
+
+def _described(value: Any, arrays: list[np.ndarray]) -> Any:
+    """The value as JSON; arrays are put aside."""
+    if isinstance(value, np.ndarray):
+        order = "C" if value.flags.c_contiguous else "F" if value.flags.f_contiguous else None
+        arrays.append(value if order else np.ascontiguousarray(value))
+        return {"array": value.dtype.str, "shape": list(value.shape), "order": order or "C"}
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {one.name: _described(getattr(value, one.name), arrays) for one in fields(value)}
+        return {"class": [type(value).__module__, type(value).__qualname__], "fields": held}
+    if isinstance(value, tuple | list):
+        return {type(value).__name__: [_described(part, arrays) for part in value]}
+    if isinstance(value, Address):
+        return {"address": str(value), "options": value.options}
+    if isinstance(value, np.generic):
+        return _described(np.asarray(value), arrays) | {"scalar": True}
+    if isinstance(value, complex):
+        return {"complex": [value.real.hex(), value.imag.hex()]}
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"{type(value)} is nothing that a state may hold")
+
+
+def _decoded(raw: bytes, name: str) -> tuple[Made, list[int]] | None:
+    """What was encoded, and what was written beside it; None for anything that is not whole, or has another name."""
+    body, digest = raw[:-DIGEST_BYTES], raw[-DIGEST_BYTES:]
+    if not raw.startswith(FORM) or hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() != digest:
+        return None
+    start = len(FORM) + 8
+    length = int.from_bytes(body[len(FORM) : start], "little")
+    header = json.loads(body[start : start + length])
+    if header["name"] != name:
+        return None
+    return _rebuilt(header["made"], _Arrays(body, start + length)), header["wrote"]
+
+
+class _Arrays:
+    """The arrays of a file, one after the other."""
+
+    def __init__(self, body: bytes, at: int) -> None:
+        self._body, self._at = body, at
+
+    def next(self, dtype: np.dtype[Any], shape: list[int], order: Any) -> np.ndarray:
+        """An array of its own, that may be changed."""
+        count = int(np.prod(shape))
+        self._at += -self._at % ALIGNED
+        flat = np.frombuffer(self._body, dtype, count, self._at) if count else np.empty(0, dtype)
+        self._at += count * dtype.itemsize
+        return flat.reshape(shape, order=order).copy(order)
+
+
+def _rebuilt(told: Any, arrays: _Arrays) -> Any:
+    if not isinstance(told, dict):
+        return told
+    if "array" in told:
+        array = arrays.next(np.dtype(told["array"]), told["shape"], told["order"])
+        return array[()] if "scalar" in told else array
+    if "class" in told:
+        module, name = told["class"]
+        held = {key: _rebuilt(value, arrays) for key, value in told["fields"].items()}
+        return _class(module, name)(**held)
+    if "float" in told:
+        return float.fromhex(told["float"])
+    if "complex" in told:
+        return complex(*map(float.fromhex, told["complex"]))
+    if "address" in told:
+        return Address(told["address"], told["options"])
+    ((kind, parts),) = told.items()
+    return {"tuple": tuple, "list": list}[kind](_rebuilt(part, arrays) for part in parts)
+
+
+def _class(module: str, name: str) -> Any:
+    """A class of data of ours, and nothing else that a file may name."""
+    found = getattr(import_module(module), name) if module.startswith("pipelines.") else None
+    if not (isinstance(found, type) and is_dataclass(found)):
+        raise TypeError(f"{module}.{name} is no state")
+    return found
+
+
+def _changed(system: System, span: Span, before: tuple[int, ...], now: tuple[int, ...]) -> str:
+    """The letter about an input that is not what it was."""
+    changed = [(source, name) for (source, name), a, b in zip(SOURCES, before, now, strict=True) if a != b]
+    what = " and the ".join(name for _, name in changed)
+    where = getattr(getattr(getattr(system, changed[0][0]), "info", None), "url", "this process")
+    return (
+        f"The {what} at {where} changed since this job was interrupted: chunks of rows {span.start:,} to "
+        f"{span.stop:,}, which were read then, have been written again or removed. What was done belongs to the old "
+        "numbers. Put these back and run the job again, or begin anew with the new ones: tallgrass run --restart"
+    )
