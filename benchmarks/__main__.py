@@ -1,4 +1,4 @@
-"""The command: python -m benchmarks [speed|variants|factors|memory|overheads|service|all|tables]."""
+"""The command: python -m benchmarks [speed|variants|factors|memory|overheads|service|chaos|all|tables]."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from types import ModuleType
 
 import click
 
-from benchmarks import factors, machine, memory, overheads, records, service, speed, tables, variants
+from benchmarks import chaos, factors, machine, memory, overheads, records, service, speed, tables, variants
 from benchmarks.settings import ROOT, Settings, say
 
 BENCHMARKS: dict[str, ModuleType] = {
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "memory": memory,
     "overheads": overheads,
     "service": service,
+    "chaos": chaos,
 }
 QUICK = 1 / 50
 BUSY = 0.5

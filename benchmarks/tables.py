@@ -158,6 +158,32 @@ def _service(record: Record) -> str:
     return _table(["", *({"sqlite": "SQLite", "postgresql": "PostgreSQL"}[kind] for kind in kinds)], rows)
 
 
+def _chaos(record: Record) -> str:
+    head = ("what happened, at a random moment", "runs", "ended by themselves", "the same command again",
+            "spans not done again", "lost: median", "– at most")  # fmt: skip
+    return _table(head, [_chaos_row(fault, record["runs"]) for fault in FAULTS])
+
+
+FAULTS = {
+    "worker": "SIGKILL of a worker",
+    "scheduler": "SIGKILL of the scheduler",
+    "driver": "SIGKILL of the command",
+    "network": "a worker's cable pulled for 0.2 to 4 s",
+}
+
+
+def _chaos_row(fault: str, runs: list[Record]) -> list[str]:
+    found = [one for one in runs if one["fault"] == fault]
+    again = [one for one in found if one["commands"] == 2]
+    if not found:
+        return [FAULTS[fault], "0", *[""] * 5]
+    lost = [one["lost"] for one in found]
+    return [
+        FAULTS[fault], f"{len(found)}", f"{len(found) - len(again)}", f"{len(again)}",
+        f"{sum(one['resumed_spans'] for one in again):,}", f"{median(lost):.1f} s", f"{max(lost):.1f} s",
+    ]  # fmt: skip
+
+
 def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
 
@@ -173,5 +199,6 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "memory": _memory,
     "overheads": _overheads,
     "service": _service,
+    "chaos": _chaos,
 }
 """How the record of each name becomes a table."""
