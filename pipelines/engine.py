@@ -18,13 +18,12 @@ import dask.threaded
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from pipelines.checkpoints import Checkpoints, checkpoints
+from pipelines.checkpoints import Checkpoints, Place, checkpoints
 from pipelines.errors import BadData, RunFailed
 from pipelines.failures import cluster_state, explain, workers_now
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.passes.base import Pass
 from pipelines.progress import Listener, Note, PassFinished, PassProgress, PassStarted
-from pipelines.storage import Scratch
 from pipelines.turns import Turns, served_now
 from pipelines.units import format_seconds
 
@@ -281,7 +280,7 @@ class Engine:
         self.client, self.listener, self.threads = client, listener, threads
         self.label = label
         """What the dashboard shows before the name of each pass: the name of a job, where many share a cluster."""
-        self.kept: Scratch | None = None
+        self.kept: Place | None = None
         """Where spans leave what they made for a later run."""
         self.tag = 0.0
         """Where the last pass ended, in rounds of the cluster (pipelines.turns)."""
@@ -302,7 +301,7 @@ class Engine:
         self.passes += 1
         run = f"{self.run}{self.passes:02x}"
         meter = Meter(step, work, self.passes, self.listener)
-        kept = checkpoints(None if self.kept is None else self.kept.address, run, step, work.system)
+        kept = checkpoints(self.kept, run, step, work.system)
         graph, root = build(step, work, run, f"{_word(self.label)}:{step.name}" if self.label else None, kept)
         compute = self._in_threads if self.client is None else self._on_cluster
         state, tally = compute(graph, root, run, meter)

@@ -10,6 +10,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pipelines.checkpoints import Place
 from pipelines.engine import Engine, graph_of, one_blas_thread
 from pipelines.engine import Work as Rows
 from pipelines.inputs import DaskRows, Inputs, open_inputs
@@ -85,8 +86,8 @@ def run(
     try:
         if staging is not None:
             left = staging.need_space(kind.result_bytes(job, layout) + 2**20)
-            if kept is not None:
-                engine.kept = _begun(kept, plan, left, listener)
+            if kept is not None and _fits(kept, plan, left, listener):
+                engine.kept = Place(kept.address, staging.where)
         extra = graph_of([source.array for source in inputs.sources if isinstance(source, DaskRows)])
 
         def passes(step: Any, system: System, spans: tuple[Span, ...]) -> Any:
@@ -117,8 +118,8 @@ def _end(staging: Staging, kept: Scratch | None) -> None:
     staging.discard()
 
 
-def _begun(kept: Scratch, plan: Plan, left: int, listener: Listener) -> Scratch | None:
-    """Where spans leave what they made, if that fits."""
+def _fits(kept: Scratch, plan: Plan, left: int, listener: Listener) -> bool:
+    """Whether there is room for what spans make; it is ready then."""
     if plan.scratch_bytes > left + kept.size():
         listener(
             Note(
@@ -126,10 +127,10 @@ def _begun(kept: Scratch, plan: Plan, left: int, listener: Listener) -> Scratch 
                 "interrupted run will start again"
             )
         )
-        return None
+        return False
     with suppress(OSError):  # spans will say so, and the run goes on
         kept.begin()
-    return kept
+    return True
 
 
 def _current_client() -> Any:

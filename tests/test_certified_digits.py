@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipelines import LeastSquares, run
+from pipelines import LeastSquares, open_result, run
 from pipelines.errors import BadData
 
 
@@ -106,3 +106,34 @@ def test_many_nearly_equal_pairs_of_columns_lose_nothing_to_products():
     A = G.copy()
     A[:, 1::2] = A[:, 0:-1:2] + 2e-3 * G[:, 1::2]
     assert run(LeastSquares(matrix=A, rhs=b)).certificate.backward_error < 4e-16
+
+
+@pytest.mark.parametrize("shape", [(300, 6), (6, 300)])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("condition", [1e1, 1e5])
+def test_digits_that_a_narrower_number_type_takes_are_not_promised(tmp_path, shape, dtype, condition):
+    random = np.random.default_rng(8)
+    U, _, Vh = np.linalg.svd(random.standard_normal(shape), full_matrices=False)
+    A = (U * np.geomspace(1, 1 / condition, 6)) @ Vh
+    b = A @ random.standard_normal((shape[1], 2)) + (shape[0] > 6) * random.standard_normal((shape[0], 2))
+    if dtype == "complex64":
+        A, b = A * (1 + 1j), b * (2 - 1j)
+    exact = np.linalg.lstsq(A, b)[0]
+    for output in (None, f"{tmp_path}/out"):
+        result = run(LeastSquares(matrix=A, rhs=b, dtype=dtype, output=output))
+        x = result["x"] if output is None else open_result(output).x
+        assert x.dtype == dtype
+        error = np.linalg.norm(x - exact, axis=0) / np.linalg.norm(exact, axis=0)
+        assert (error > 1e-9).all()
+        assert (error <= result["forward_error_bound"]).all()
+        assert (result["forward_error_bound"] < 1e-6 * condition**2).all()
+        assert result.certificate.correct_digits <= 7
+        assert result.certificate.backward_error > 1e-12
+
+
+def test_an_answer_that_does_not_fit_into_its_type_is_refused():
+    A, b = np.eye(5, 3), np.full(5, 1e39)
+    with pytest.raises(BadData, match=r"An entry of the answer is 1.0e\+39, and `dtype: float32` has room .*3.4e\+38"):
+        run(LeastSquares(matrix=A, rhs=b, dtype="float32"))
+    with pytest.raises(BadData, match=r"An entry of the answer is 1.0e\+39"):
+        run(LeastSquares(matrix=A.T, rhs=b[:3], dtype="float32"))

@@ -293,6 +293,39 @@ def test_what_was_written_and_is_not_there_any_more_is_written_again(data, tmp_p
     assert arrays(broken.output) == arrays(tmp_path / "whole")
 
 
+WRITE = {
+    "least_squares of a wide matrix": "x", "pseudoinverse": "pinv", "pseudoinverse of a wide matrix": "pinv", "qr": "Q",
+    "svd": "U", "pca": "scores", "low_rank": "L",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), WRITE.items())
+def test_whatever_writes_does_so_again_where_its_chunks_are_gone_at_the_end(data, tmp_path, monkeypatch, kind, name):
+    stored(data / "e", np.random.default_rng(5).standard_normal(N), (N,))
+    once(job(data, kind, tmp_path / "whole"))
+    broken = job(data, kind, tmp_path / "out")
+
+    def stop(*_):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "commit", stop)
+        with pytest.raises(Stopped):
+            once(broken)
+    partial = tmp_path / ".out.partial-kept" / name
+    chunks = sorted(path for path in (partial / "c").rglob("*") if path.is_file())
+    for number, chunk in enumerate(chunks):
+        if number % 7 == 2:
+            chunk.unlink()
+        elif number % 7 == 4:
+            chunk.write_bytes(bytes(chunk.stat().st_size))
+    assert len(chunks) > 10
+    result = once(broken)
+    spans, passes = result.summary["plan"]["spans"], len(result.summary["timings"]) - 1
+    assert spans < result.summary["resumed_spans"] < spans * passes
+    assert arrays(broken.output) == arrays(tmp_path / "whole")
+
+
 def test_a_span_with_faults_is_not_kept(data, tmp_path):
     A = open_array(str(data / "A"))[...]
     A[1234, 2] = np.nan

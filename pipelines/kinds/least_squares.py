@@ -13,6 +13,7 @@ from pipelines.layout import Layout, factor_flops
 from pipelines.methods import tsqr
 from pipelines.methods.options import Tsqr
 from pipelines.methods.problem import Problem, Solution
+from pipelines.passes.output import Target
 from pipelines.storage import Staging
 
 PREVIEW = 8
@@ -88,7 +89,7 @@ def _solve(work: Work) -> Solution:
     target = None if work.staging is None else _Target(work.staging, work.dtype, inputs)
     problem = Problem(
         system=system, layout=layout, b=b, weights=weights, rtol=job.rtol, ridge=job.ridge, verify=job.verify,
-        exact_values="singular_values" in job.arrays, target=target,
+        exact_values="singular_values" in job.arrays, target=target, stored=work.dtype,
     )  # fmt: skip
     return tsqr.solve(problem, work.passes)
 
@@ -101,12 +102,13 @@ class _Target:
     dtype: np.dtype[Any]
     inputs: Inputs
 
-    def __call__(self, rows: int, columns: int, chunk_rows: int) -> str:
+    def __call__(self, rows: int, columns: int, chunk_rows: int) -> Target:
         axes = 1 if self.inputs.vector else 2
         shape, chunks = (rows, columns)[:axes], (min(chunk_rows, max(rows, 1)), columns)[:axes]
         dimensions = ("column", "rhs")[:axes]
         named = _named(self.inputs)
-        return self.staging.create("x", shape, self.dtype, chunks, dimension_names=dimensions, attributes=named)
+        url = self.staging.create("x", shape, self.dtype, chunks, dimension_names=dimensions, attributes=named)
+        return Target(url, chunks[0])
 
 
 def _named(inputs: Inputs) -> dict[str, Any]:

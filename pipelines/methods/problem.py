@@ -10,6 +10,7 @@ from pipelines.errors import BadData
 from pipelines.layout import Layout, tree_depth
 from pipelines.matrix import Source, Span, System, Tally
 from pipelines.passes.factor import Factor
+from pipelines.passes.output import Target
 from pipelines.small.rank import Decision, Tolerance, column_norms, tolerance
 
 SMALLEST = 1e-140
@@ -40,8 +41,10 @@ class Problem:
     verify: bool
     exact_values: bool
     """True when the singular values are wanted, whatever they cost."""
-    target: Callable[[int, int, int], str] | None
+    target: Callable[[int, int, int], Target] | None
     """Makes room for a stored x of given rows, columns and chunk rows; None keeps x in memory."""
+    stored: np.dtype[Any]
+    """The number type that x will have."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from pipelines.passes.verify import Leftover, Verify
 from pipelines.small.backward import UNSEEN, U, forward_bounds, optimal_backward_errors
 from pipelines.small.inverse import Inverse, decide, with_ridge
 from pipelines.small.rank import Decision, column_norms, column_scales, largest_singular_value
+from pipelines.small.rounding import rounded, unit
 
 UNEVEN_ROWS = 1e4
 """Householder QR without row sorting loses accuracy when rows differ by more than this (Cox & Higham 1998)."""
@@ -53,7 +54,7 @@ def _solve_tall(problem: Problem, engine: Runs) -> Solution:
     in_range("rhs", np.hypot(column_norms(plain.C), np.sqrt(plain.tail)))
     triangle = with_ridge(plain, problem.ridge) if problem.ridge else plain
     decision, inverse = decide(triangle.R, tolerance_of(problem, tally.rows), exact=problem.exact_values)
-    x = inverse.solve(triangle.C)
+    x = rounded(inverse.solve(triangle.C), problem.stored)
     best, refined, uneven = None, False, None
     if problem.verify:
         x, best, refined, uneven = _verified(problem, engine, triangle.R, decision, inverse, x, tally)
@@ -79,8 +80,8 @@ def _verified(
 ) -> tuple[np.ndarray, Measured, bool, float]:
     """x, or x with one step of refinement where that is called for and a further read finds it better."""
     first, step, noise, uneven = _leftover(problem, engine, R, decision, inverse, x, tally)
-    if not _worth_a_step(first, step, x, R, noise, uneven):
-        return x, first, False, uneven
+    if not _worth_a_step(first, step, x, R, noise, uneven) or unit(problem.stored) > U:
+        return x, first, False, uneven  # a narrower type has rounded away what a step could bring
     better = x + step
     second, further, _, _ = _leftover(problem, engine, R, decision, inverse, better, tally)
     take = _better(first, second, step, further, R)

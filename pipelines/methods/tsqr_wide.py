@@ -73,7 +73,14 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
         with np.errstate(divide="ignore", invalid="ignore"):
             longer = np.where(norm_x > 0, measured.forward * whole / norm_x, np.where(whole > 0, np.inf, 0.0))
         measured = replace(measured, forward=longer)
-    return replace(solution, measured=measured)
+    return replace(solution, measured=_with_rounding(measured, last))
+
+
+def _with_rounding(measured: Measured, last: Combined) -> Measured:
+    """What a narrower number type takes from x may lie outside the rows' span, where no residual shows it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lost = np.where(last.xx > 0, np.sqrt(last.lost / last.xx), 0.0)
+    return replace(measured, backward=measured.backward + lost, forward=measured.forward + lost)
 
 
 def _refined(
@@ -147,7 +154,7 @@ def _combine(
     target = None
     if keep and problem.target is not None:
         target = problem.target(layout.shape.rows, ys[0].shape[1], layout.span_rows)
-    step = Combine(ys, layout.shape.dtype, layout.slab_rows, keep, target, over)
+    step = Combine(ys, layout.shape.dtype, layout.slab_rows, keep, target, problem.stored if keep else None, over)
     combined: Combined
     combined, seen = engine(step, problem.system, layout.spans)
     unchanged(tally, seen)

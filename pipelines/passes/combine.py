@@ -13,6 +13,8 @@ from pipelines.kernels.basis import Basis
 from pipelines.kernels.sweep import squares
 from pipelines.matrix import Slab, Span
 from pipelines.passes.base import LaterPass
+from pipelines.passes.output import Target
+from pipelines.small.rounding import rounded
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Combined:
     """A x, (m, k)."""
     xx: np.ndarray
     """‖x eⱼ‖², (k,)."""
+    lost: np.ndarray
+    """The same of what a narrower number type has taken from x."""
     pieces: list[np.ndarray] = field(default_factory=list)
 
 
@@ -36,8 +40,10 @@ class Combine(LaterPass):
     slab_rows: int
     keep: bool
     """True when x is wanted, False when only A x is."""
-    target: str | None = None
+    target: Target | None = None
     """A Zarr array (n, k) whose chunks are the spans, or None to keep x in memory."""
+    stored: np.dtype[Any] | None = None
+    """The number type that x will have: what is measured is what is stored."""
     over: Basis | None = None
     """A basis that the rows are taken to first: x = Aᴴ R⁻¹ y."""
     group: int = 64
@@ -45,7 +51,8 @@ class Combine(LaterPass):
     name: str = "combine"
 
     def start(self) -> Combined:
-        return Combined(np.zeros(self.ys[0].shape, self.dtype), np.zeros(self.ys[0].shape[1]))
+        k = self.ys[0].shape[1]
+        return Combined(np.zeros(self.ys[0].shape, self.dtype), np.zeros(k), np.zeros(k))
 
     def absorb(self, state: Combined, slab: Slab) -> Combined:
         a, _ = slab.values(self.dtype)
@@ -53,6 +60,9 @@ class Combine(LaterPass):
         x = q @ self.ys[0]
         for y in self.ys[1:]:
             x += q @ y
+        if self.stored is not None:
+            whole, x = x, rounded(x, self.stored)
+            state.lost += squares(x - whole)
         state.Ax += a.conj().T @ x
         state.xx += squares(x)
         if self.keep:
@@ -60,10 +70,11 @@ class Combine(LaterPass):
         return state
 
     def merge(self, left: Combined, right: Combined) -> Combined:
-        return Combined(left.Ax + right.Ax, left.xx + right.xx, left.pieces + right.pieces)
+        lost = left.lost + right.lost
+        return Combined(left.Ax + right.Ax, left.xx + right.xx, lost, left.pieces + right.pieces)
 
     def finish(self, state: Combined, span: Span) -> Combined:
         if self.target is not None and state.pieces:
-            storage.write_rows(self.target, span.start, np.concatenate(state.pieces))
-            return Combined(state.Ax, state.xx)
+            storage.write_rows(self.target.url, span.start, np.concatenate(state.pieces))
+            return Combined(state.Ax, state.xx, state.lost)
         return state

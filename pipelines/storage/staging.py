@@ -54,6 +54,11 @@ class Staging:
             self._place.begin()
 
     @property
+    def where(self) -> Address:
+        """Where arrays are written meanwhile."""
+        return self._place.where
+
+    @property
     def resumes(self) -> bool:
         """True when a later run will find what this one has written."""
         return self._place.resumes
