@@ -55,7 +55,7 @@ def chaos(folder: Path, runs: int, seed: int, jobs: Sequence[str] = tuple(JOBS))
     chance, found = random.Random(seed), []
     data = DataSet(folder, ROWS, COLUMNS, CHUNK_ROWS)
     with stored(data), _fleet(folder) as fleet:
-        quiet = {name: _quiet(fleet, data, folder, name) for name in jobs}
+        quiet = {name: _quiet(fleet, data, folder, name, 1 + 2 * (runs > 2 * len(FAULTS))) for name in jobs}
         faults = [fault for fault in FAULTS if fault != "network" or fleet.networks]
         for number in range(runs):
             name, fault = jobs[number % len(jobs)], faults[number // len(jobs) % len(faults)]
@@ -74,10 +74,10 @@ class Quiet:
     arrays: dict[str, bytes]
 
 
-def _quiet(fleet: "Fleet", data: DataSet, folder: Path, name: str) -> Quiet:
+def _quiet(fleet: "Fleet", data: DataSet, folder: Path, name: str, times: int) -> Quiet:
     job = _job(data, folder, name)
     each = []
-    for _ in range(3):
+    for _ in range(times):
         shutil.rmtree(job.output, ignore_errors=True)
         began = time.monotonic()
         subprocess.run(fleet.command(job.file), check=True, capture_output=True, timeout=HUNG)

@@ -444,7 +444,7 @@ def typed(tmp_path, *words):
     return [sys.executable, "-m", "workers.cli", *words], {"cwd": tmp_path, "env": environment(), "text": True}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_the_same_command_goes_on_after_a_signal(tmp_path, number):
     slow_job(tmp_path)
     line, options = typed(tmp_path, "run", "job.yaml")
@@ -453,7 +453,7 @@ def test_the_same_command_goes_on_after_a_signal(tmp_path, number):
         wait_for(lambda: len(kept.names()) > 20)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
-    assert process.returncode in (-9, 130, 143)
+    assert process.returncode in (-9, 130)
     assert not (tmp_path / "out").exists()
     if number != signal.SIGKILL:
         assert "No result was written." in said
