@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pipelines.plan import make_plan as make_plan
     from pipelines.result import Result as Result
     from pipelines.result import open_result as open_result
+    from pipelines.verification import Verification as Verification
+    from pipelines.verification import verify as verify
 
 _HOMES = {
     "PCA": "pipelines.jobs",
@@ -46,6 +48,8 @@ _HOMES = {
     "open_result": "pipelines.result",
     "operator_of": "pipelines.linear_operator",
     "run": "pipelines.execute",
+    "Verification": "pipelines.verification",
+    "verify": "pipelines.verification",
 }
 
 __all__ = [
@@ -60,11 +64,13 @@ __all__ = [
     "PCATransform",
     "Pseudoinverse",
     "Result",
+    "Verification",
     "load_job",
     "make_plan",
     "open_result",
     "operator_of",
     "run",
+    "verify",
 ]
 
 

@@ -199,6 +199,8 @@ def parts(relative: float) -> str:
     """3e-16 → "3 parts in 10¹⁶"."""
     if relative == 0:
         return "nothing that could be measured"
+    if not math.isfinite(relative):
+        return "more than can be said"
     exponent = math.floor(math.log10(relative)) if relative > 0 else -300
     leading = round(relative / 10.0**exponent)
     if leading == 10:

@@ -26,6 +26,8 @@ from pipelines.result import KEY, SCHEMA, Result
 from pipelines.storage import Scratch, Staging, StoreError, Writer, checkpoints_of, clean
 from pipelines.units import format_bytes
 
+NAMES = ("matrix", "rhs", "weights")
+"""The inputs, in the order in which their identities are told."""
 PACKAGES = ("tallgrass", "numpy", "scipy", "zarr", "dask", "distributed")
 
 
@@ -68,7 +70,7 @@ def run(
     inputs = open_inputs(job, run_id)
     layout = layout_of(job, inputs)
     inputs = inputs.cut(layout)
-    resources = resources or (_resources_of(client) if client else this_machine())
+    resources = resources or (resources_of(client) if client else this_machine())
     plan = plan_of(job, inputs, layout, resources, load_rates())
     writer = Writer(run_id, job.checkpoints, "" if submission is None else f"job {submission.id}")
     output = None if job.output is None else address_of(job.output, job)
@@ -147,7 +149,8 @@ def _current_client() -> Any:
         return None
 
 
-def _resources_of(client: Any) -> Resources:
+def resources_of(client: Any) -> Resources:
+    """What a client's cluster offers."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     memory = [worker["memory_limit"] for worker in workers if worker["memory_limit"]]
     threads = min((worker["nthreads"] for worker in workers), default=1)
@@ -202,7 +205,7 @@ def _version(name: str) -> str | None:
 def _described(inputs: Inputs, identity: tuple[int, int, int]) -> dict[str, Any]:
     """Each stored input with its fingerprint: the same number means that no chunk was written since."""
     found = {}
-    for name, number in zip(("matrix", "rhs", "weights"), identity, strict=True):
+    for name, number in zip(NAMES, identity, strict=True):
         if name in inputs.infos:
             info = inputs.infos[name]
             shape, chunks = list(info.shape), list(info.chunks)

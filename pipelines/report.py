@@ -117,6 +117,20 @@ def facts_of(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(label, text) for label, text in found if text]
 
 
+def render_verification(found: Mapping[str, Any]) -> str:
+    """What a second look at a result says, as text; takes what Verification.to_dict gives."""
+    then, now = found["rank"]
+    rows = [("", "stored", "now", ""), ("rank", f"{then:,}", f"{now:,}", "" if then == now else "another rank")]
+    for number in found["numbers"]:
+        stored = "not measured" if number["stored"] is None else f"{number['stored']:.2e}"
+        name = number["name"].replace("_", " ")
+        rows.append((name, stored, f"{number['now']:.2e}", "" if number["holds"] else "does not hold"))
+    verdict = "The certificate holds." if found["holds"] else "The certificate does not hold any more."
+    changed = " and the ".join(found["changed"])
+    note = f"note: chunks of the {changed} were written since the result was made." if changed else ""
+    return "\n\n".join(filter(None, [verdict, _table(rows, {0, 3}), note and _wrapped(note, hanging="      ")]))
+
+
 def _findings(certificate: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     return [
         ("rank", _rank(certificate)),

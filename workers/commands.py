@@ -211,6 +211,30 @@ def show(result: str) -> None:
     print_one(document, render_result({"url": result} | document))
 
 
+@command(
+    "tallgrass verify results/flights.zarr",
+    "tallgrass verify results/flights.zarr --cluster configs/clusters/local.yaml --json | jq .holds",
+)
+@click.argument("result", type=click.Path())
+@_cluster
+def verify(result: str, cluster_file: str | None) -> None:
+    """Measure a stored result on its input again, and say whether its certificate still holds.
+
+    Reads the input 1 to 4 times and writes nothing. The exit code is 8 when it does not hold.
+    """
+    from pipelines.errors import CertificateFallsShort
+    from pipelines.report import render_verification
+    from pipelines.verification import verify as verified
+    from workers.clusters import open_cluster
+    from workers.terminal import watching
+
+    with watching(asked("quiet")) as listener, open_cluster(load_cluster(cluster_file)) as client:
+        found = verified(result, client, listener)
+    print_one({"schema": "verification/1", "result": result} | found.to_dict(), render_verification(found.to_dict()))
+    if not found.holds:
+        click.get_current_context().exit(CertificateFallsShort.exit_code)
+
+
 @command("tallgrass schema > configs/schema.json")
 def schema() -> None:
     """Print the JSON schema of job files, for editors."""
@@ -279,7 +303,7 @@ def completion(shell: str) -> None:
     click.echo(script(group, {}, "tallgrass", "_TALLGRASS_COMPLETE").source())
 
 
-ALL = (check, plan, run, clean, show, schema, doctor, completion)
+ALL = (check, plan, run, clean, show, verify, schema, doctor, completion)
 
 
 def version() -> str:

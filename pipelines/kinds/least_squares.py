@@ -82,16 +82,20 @@ def solve(work: Work) -> Outcome:
 
 
 def _solve(work: Work) -> Solution:
+    return tsqr.solve(problem_of(work), work.passes)
+
+
+def problem_of(work: Work) -> Problem:
+    """The job as a problem for any method."""
     job, inputs, layout = work.job, work.inputs, work.layout
     wide, b, weights = layout.shape.wide, inputs.b, inputs.weights
     assert b is not None
     system = work.system(None if wide else b, None if wide else weights)
     target = None if work.staging is None else _Target(work.staging, work.dtype, inputs)
-    problem = Problem(
+    return Problem(
         system=system, layout=layout, b=b, weights=weights, rtol=job.rtol, ridge=job.ridge, verify=job.verify,
         exact_values="singular_values" in job.arrays, target=target, stored=work.dtype,
     )  # fmt: skip
-    return tsqr.solve(problem, work.passes)
 
 
 @dataclass(frozen=True)

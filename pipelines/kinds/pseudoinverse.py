@@ -122,7 +122,7 @@ def solve(work: Work) -> Outcome:
     job, layout, system = work.job, work.layout, work.system()
     wide = layout.shape.wide
     R, tally = factor(work.passes, system, layout)
-    decision, full = _decided(work, R, tally.rows)
+    decision, full = decided(work, R, tally.rows)
     _side(work, decision)
     certificate = certificate_of(work, decision, tally)
     recipe = _recipe(work, R, decision, full, tally)
@@ -165,7 +165,7 @@ def solve(work: Work) -> Outcome:
     )  # fmt: skip
 
 
-def _decided(work: Work, R: np.ndarray, rows: int) -> tuple[Decision, bool]:
+def decided(work: Work, R: np.ndarray, rows: int) -> tuple[Decision, bool]:
     """The rank, and whether R itself can be inverted: scaled columns may show that, but not decide what to cut."""
     job, limit = work.job, tolerance_of(work, rows)
     if job.rank is None and not job.ridge:

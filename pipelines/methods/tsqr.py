@@ -66,6 +66,22 @@ def _solve_tall(problem: Problem, engine: Runs) -> Solution:
     )  # fmt: skip
 
 
+def measure(problem: Problem, engine: Runs, x: np.ndarray) -> Solution:
+    """What `solve` says of its x, of one that is given: R is found again, and a second read measures x."""
+    layout = problem.layout
+    whole, tally = engine(factor_pass(layout), problem.system, layout.spans)
+    check(tally)
+    plain = _split(whole, layout.shape.columns)
+    triangle = with_ridge(plain, problem.ridge) if problem.ridge else plain
+    decision, inverse = decide(triangle.R, tolerance_of(problem, tally.rows), exact=problem.exact_values)
+    measured, _, _, uneven = _leftover(problem, engine, triangle.R, decision, inverse, x, tally)
+    return Solution(
+        x=x, rss=measured.rss, b_norm=np.sqrt(squares(plain.C) + plain.tail), decision=decision, R=plain.R,
+        a_norm=frobenius(triangle.R), measured=measured, refined=False, rows=tally.rows, omitted=tally.omitted,
+        uneven_rows=uneven, identity=tally.identity,
+    )  # fmt: skip
+
+
 def _split(whole: Triangle, n: int) -> Triangle:
     """R, C and the tail, wherever the right-hand sides were carried."""
     p = whole.R.shape[0]

@@ -14,7 +14,7 @@ from scipy.linalg import solve_triangular
 from pipelines.errors import BadData
 from pipelines.kernels.basis import Basis
 from pipelines.kernels.sweep import squares
-from pipelines.matrix import Tally, square_roots
+from pipelines.matrix import Source, Tally, square_roots
 from pipelines.methods.problem import (
     Measured,
     Problem,
@@ -30,6 +30,7 @@ from pipelines.methods.problem import (
     tolerance_of,
     unchanged,
 )
+from pipelines.passes.beside import Outside
 from pipelines.passes.combine import Combine, Combined
 from pipelines.passes.mask import Mask
 from pipelines.small.backward import UNSEEN, U, forward_bounds
@@ -73,13 +74,38 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
         with np.errstate(divide="ignore", invalid="ignore"):
             longer = np.where(norm_x > 0, measured.forward * whole / norm_x, np.where(whole > 0, np.inf, 0.0))
         measured = replace(measured, forward=longer)
-    return replace(solution, measured=_with_rounding(measured, last))
+    return replace(solution, measured=_with_rounding(measured, last.xx, last.lost))
 
 
-def _with_rounding(measured: Measured, last: Combined) -> Measured:
+def measure_wide(problem: Problem, engine: Runs, x: Source) -> Solution:
+    """What `solve_wide` says of its x, of one that is stored (n, k): is it a solution, and is none shorter?
+
+    x is the shortest when it lies in the span of the rows, x = Aᴴ y; with b + r its right-hand side, y solves
+    A Aᴴ y = A x, and one more read measures ‖x − Aᴴ y‖.
+    """
+    problem, b, omitted = _equations(problem, engine)
+    layout, spans = problem.layout, problem.layout.spans
+    triangle, tally = engine(factor_pass(layout), problem.system, spans)
+    check(tally, wide=True)
+    decision, inverse = _decide_wide(problem, triangle.R, layout.shape.rows)
+    beside = replace(problem.system, b=x)
+    step = Outside(np.zeros(b.shape, b.dtype), layout.shape.dtype, layout.slab_rows, name="multiply")
+    first, _ = engine(step, beside, spans)
+    last, seen = engine(replace(step, y=inverse.normal(first.Ax), name="verify"), beside, spans)
+    unchanged(tally, replace(seen, identity=(seen.identity[0], 0, 0)))
+    r = b - last.Ax
+    measured = _measured_wide(triangle.R, r, Combined(last.Ax, last.xx, last.outside), decision)
+    return Solution(
+        x=None, rss=squares(r), b_norm=np.linalg.norm(b, axis=0), decision=decision, R=triangle.R,
+        a_norm=frobenius(triangle.R), measured=_with_rounding(measured, last.xx, last.outside), refined=False,
+        rows=layout.shape.columns - omitted, omitted=omitted, uneven_rows=None, identity=tally.identity,
+    )  # fmt: skip
+
+
+def _with_rounding(measured: Measured, xx: np.ndarray, outside: np.ndarray) -> Measured:
     """What a narrower number type takes from x may lie outside the rows' span, where no residual shows it."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        lost = np.where(last.xx > 0, np.sqrt(last.lost / last.xx), 0.0)
+        lost = np.where(xx > 0, np.sqrt(outside / xx), 0.0)
     return replace(measured, backward=measured.backward + lost, forward=measured.forward + lost)
 
 

@@ -1,0 +1,179 @@
+"""A stored result held against its input again: what is right still holds, and what was spoilt is found."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+
+from pipelines import open_result, run, verify
+from pipelines.errors import BadData, PlanRefused
+from pipelines.load import job_of
+from tests.conftest import stored
+
+M, N = 900, 12
+KINDS = {
+    "least_squares": {"rhs": "b"},
+    "least_squares, weighted, with a ridge": {"rhs": "b", "weights": "w", "ridge": 3.0},
+    "least_squares, deficient": {"matrix": "deficient", "rhs": "b"},
+    "least_squares, in few digits": {"rhs": "b", "dtype": "float32"},
+    "least_squares, a vector": {"rhs": "w"},
+    "least_squares, rows left out": {"matrix": "gaps", "rhs": "b", "nan": "omit_rows"},
+    "least_squares, wide": {"matrix": "wide", "rhs": "wide_b"},
+    "qr": {"form": "explicit"},
+    "qr, pivoted": {"form": "explicit", "pivoting": True},
+    "qr, rows left out": {"matrix": "gaps", "form": "explicit", "nan": "omit_rows"},
+    "svd": {"vectors": "both"},
+    "svd, wide": {"matrix": "wide", "vectors": "both"},
+    "svd, in few digits": {"vectors": "both", "dtype": "float32"},
+    "svd, randomized": {"vectors": "both", "values": 5, "method": {"name": "block_krylov"}},
+    "low_rank": {"rank": 4},
+    "low_rank, wide": {"matrix": "wide", "rank": 4},
+    "pseudoinverse": {"form": "explicit"},
+    "pseudoinverse, wide": {"matrix": "wide", "form": "explicit"},
+    "pseudoinverse, deficient": {"matrix": "deficient", "form": "explicit"},
+    "pseudoinverse, of lower rank": {"form": "explicit", "rank": 5},
+    "pseudoinverse, with a ridge": {"form": "explicit", "ridge": 2.0},
+}
+LARGE = {"least_squares": "x", "qr": "Q", "svd": "U", "svd, wide": "Vt", "low_rank": "L", "pseudoinverse": "pinv"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Matrices of every shape that matters."""
+    folder, random = tmp_path_factory.mktemp("verification"), np.random.default_rng(11)
+    A = random.standard_normal((M, N)) @ np.diag(np.logspace(0, -4, N))
+    gaps, deficient = A.copy(), A.copy()
+    gaps[[5, 300, 899], 2] = np.nan
+    deficient[:, 7] = deficient[:, 1] - deficient[:, 3]
+    arrays = {"A": A, "b": random.standard_normal((M, 3)), "w": random.uniform(0.5, 2, M), "gaps": gaps,
+              "deficient": deficient, "wide_b": random.standard_normal((N, 2))}  # fmt: skip
+    for name, array in arrays.items():
+        stored(folder / name, array, (100, *array.shape[1:]))
+    stored(folder / "wide", np.ascontiguousarray(A.T), (N, 100))
+    return folder
+
+
+def job(data, name, output, **more):
+    fields = {"matrix": "A"} | KINDS[name] | more
+    paths = {key: str(data / fields[key]) for key in ("matrix", "rhs", "weights") if key in fields}
+    return job_of({"kind": name.partition(",")[0], "output": str(output)} | fields | paths)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_result_that_nobody_touched_holds_with_the_numbers_that_it_has(data, tmp_path, name):
+    made = run(job(data, name, tmp_path / "out"))
+    found = verify(f"{tmp_path}/out")
+    assert found.holds
+    assert found.changed == ()
+    assert found.rank == (made.certificate.rank,) * 2
+    assert len(found.numbers) > 0
+    for number in found.numbers:
+        assert number.stored is not None
+        assert number.now <= 10 * number.stored + 1e-13
+        assert number.now >= number.stored / 10 - 1e-13
+
+
+def spoil(url, name, factor, place=0.3):
+    """One chunk of an array is multiplied by a factor."""
+    array = zarr.open_array(f"{url}/{name}", mode="r+")
+    axis = int(np.argmax(array.shape))
+    start = int(place * array.shape[axis]) // array.chunks[axis] * array.chunks[axis]
+    part = [slice(None)] * array.ndim
+    part[axis] = slice(start, start + array.chunks[axis])
+    array[tuple(part)] = array[tuple(part)] * factor
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-9, 1.01, -1.0, 0.0, np.nan])
+@pytest.mark.parametrize(("name", "array"), LARGE.items())
+def test_a_result_that_was_spoilt_does_not_hold(data, tmp_path, name, array, factor):
+    run(job(data, name, tmp_path / "out"))
+    spoil(tmp_path / "out", array, factor)
+    seen = name == "low_rank" and 0 < abs(factor - 1) < 1e-6  # moves an error of 3 % by its square: no digit of it
+    assert verify(f"{tmp_path}/out").holds == seen
+
+
+@pytest.mark.parametrize(("name", "array"), [("qr", "R"), ("svd", "s"), ("svd", "Vt")])
+def test_a_small_factor_that_was_spoilt_does_not_hold(data, tmp_path, name, array):
+    run(job(data, name, tmp_path / "out"))
+    spoil(tmp_path / "out", array, 1 + 1e-6)
+    assert not verify(f"{tmp_path}/out").holds
+
+
+def test_a_factor_of_an_approximation_that_was_spoilt_does_not_hold(data, tmp_path):
+    run(job(data, "low_rank", tmp_path / "out"))
+    spoil(tmp_path / "out", "R", 1.01)
+    assert not verify(f"{tmp_path}/out").holds
+
+
+def test_a_wide_solution_that_is_not_the_shortest_does_not_hold(data, tmp_path):
+    run(job(data, "least_squares, wide", tmp_path / "out"))
+    array = zarr.open_array(f"{tmp_path}/out/x", mode="r+")
+    _, _, Vh = np.linalg.svd(zarr.open_array(str(data / "wide"))[...])
+    array[...] = array[...] + 1e-6 * np.linalg.norm(array[...]) * Vh[-1][:, None]  # A x stays as it is
+    found = verify(f"{tmp_path}/out")
+    assert not found.holds
+    assert {number.name for number in found.numbers if not number.holds} == {"backward_error", "forward_error_bound"}
+
+
+def test_an_input_that_was_written_since_is_told_and_measured(data, tmp_path):
+    A = np.random.default_rng(1).standard_normal((200, 3))
+    fields = {"kind": "least_squares", "matrix": stored(tmp_path / "A", A, (50, 3)), "output": f"{tmp_path}/out",
+              "rhs": stored(tmp_path / "b", A @ np.ones(3) + 1, (50,))}  # fmt: skip
+    run(job_of(fields))
+    zarr.open_array(fields["matrix"], mode="r+")[...] = A
+    found = verify(f"{tmp_path}/out")
+    assert (found.holds, found.changed) == (True, ("matrix",))
+    zarr.open_array(fields["matrix"], mode="r+")[:50] = 2 * A[:50]
+    found = verify(f"{tmp_path}/out")
+    assert (found.holds, found.changed) == (False, ("matrix",))
+
+
+def test_what_cannot_be_measured_is_refused_with_what_to_do(data, tmp_path):
+    random = np.random.default_rng(0)
+    run(job_of({"kind": "least_squares", "matrix": random.standard_normal((9, 2)), "rhs": np.ones(9),
+                "output": f"{tmp_path}/memory"}))  # fmt: skip
+    with pytest.raises(BadData, match=r"The matrix of this result was an array in the memory .*shape \(9, 2\)"):
+        verify(f"{tmp_path}/memory")
+    for number, (name, fields, says) in enumerate((
+        ("qr", {"form": "r"}, "The arrays of a QR with `form: r` do not say by themselves"),
+        ("svd", {"vectors": "none"}, "The arrays of an SVD with `vectors: none`"),
+        ("pseudoinverse", {"form": "operator"}, "The arrays of a pseudoinverse that is an operator"),
+        ("least_squares, wide", {"ridge": 1.0}, "The arrays of a ridge solution of a wide matrix"),
+    )):  # fmt: skip
+        run(job(data, name, tmp_path / str(number), **fields))
+        with pytest.raises(PlanRefused, match=says):
+            verify(f"{tmp_path}/{number}")
+    run(job_of({"kind": "pca", "matrix": str(data / "A"), "output": f"{tmp_path}/pca"}))
+    with pytest.raises(PlanRefused, match="Results of the kind pca cannot be measured again yet; those of least_squ"):
+        verify(f"{tmp_path}/pca")
+    with pytest.raises(PlanRefused, match="lives in memory only"):
+        verify(run(job(data, "qr", "x").model_copy(update={"output": None})))
+    with pytest.raises(BadData, match="There is no result at"):
+        verify(f"{tmp_path}/nowhere")
+
+
+def test_a_matrix_of_another_length_is_told(data, tmp_path):
+    stored(tmp_path / "A", np.random.default_rng(1).standard_normal((90, 3)), (30, 3))
+    run(job_of({"kind": "qr", "form": "explicit", "matrix": f"{tmp_path}/A", "output": f"{tmp_path}/out"}))
+    stored(tmp_path / "A", np.ones((60, 3)), (30, 3), overwrite=True)
+    with pytest.raises(BadData, match=r"The Q of this result belongs to a matrix of 90 rows, and the .* 60 now"):
+        verify(f"{tmp_path}/out")
+
+
+def test_the_command_prints_then_and_now_and_ends_with_8_when_it_does_not_hold(data, tmp_path, command):
+    run(job(data, "qr", tmp_path / "out"))
+    done = command("verify", "out")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "The certificate holds."
+    assert [line.split()[0] for line in lines[2:]] == ["stored", "rank", "reconstruction", "orthogonality"]
+    spoil(tmp_path / "out", "Q", 1.01)
+    done = command("verify", "out", "--json")
+    assert done.returncode == 8
+    document = json.loads(done.stdout)
+    assert (document["schema"], document["holds"]) == ("verification/1", False)
+    assert open_result(f"{tmp_path}/out").certificate.rank == document["rank"][0]
+    said = command("verify", "out").stdout
+    assert said.startswith("The certificate does not hold any more.")
+    assert said.count("does not hold") == 3
