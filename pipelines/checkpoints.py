@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 from pipelines import storage
 from pipelines.addresses import Address
-from pipelines.errors import BadData
+from pipelines.errors import InputChanged
 from pipelines.matrix import InMemory, Span, Stored, System, Tally
 from pipelines.passes.output import Target
 
-FORM = b"tallgrass-checkpoint-1\n"
+FORM = b"tallgrass-checkpoint-2\n"
 DIGEST_BYTES = 32
 ALIGNED = 64
-DECIDE_BITS = ("numpy", "scipy")
+DECIDE_BITS = ("numpy", "scipy", "zarr", "numcodecs")
 SOURCES = (("A", "matrix"), ("b", "rhs"), ("weights", "weights"))
 Made = tuple[Any, Tally]
 
@@ -52,46 +53,52 @@ class Checkpoints:
         """What the span made in an earlier run, if that can be used.
 
         Raises:
-            BadData: what it read has changed since.
+            InputChanged: what it read has changed since.
         """
         name = self._name(span)
         try:
             raw = storage.Scratch(self.address).read(name)
         except (OSError, storage.StoreError):
             return None
-        found = None if raw is None else _decoded(raw, name)
+        found = None if raw is None else decoded(raw, name)
         if found is None:
             return None
-        (state, tally), wrote = found
-        if (now := system.identity(span.start, span.stop)) != tally.identity:
-            changed = [names for names, a, b in zip(SOURCES, tally.identity, now, strict=True) if a != b]
+        (state, tally), read = found
+        changed = [
+            names for names, a, b in zip(SOURCES, read, system.touched(span.start, span.stop), strict=True) if a != b
+        ]
+        if changed:
             if all(self._is_own(getattr(system, source)) for source, _ in changed):
                 return None
-            raise BadData(_changed(system, span, changed))
-        if wrote != [self._written(storage.part_identity, target, span) for target in self.targets]:
+            raise InputChanged(_changed(system, span, changed))
+        if tally.wrote != self._written(storage.part_identity, span):
             return None
         return state, replace(tally, loaded=1)
 
     def _is_own(self, source: Any) -> bool:
         return isinstance(source, Stored) and f"{source.info.url}/".startswith(f"{self.own}/")
 
-    def save(self, made: Made, span: Span) -> Made:
-        """Keep what the span made; where that cannot be done the tally says why, and the run goes on."""
-        state, tally = made
-        if tally.bad:
-            return made
-        try:
-            wrote = [self._written(storage.flush_part, target, span) for target in self.targets]
-            name = self._name(span)
-            storage.Scratch(self.address).write(name, _encoded((state, tally), name, wrote))
-        except (OSError, storage.StoreError) as error:
-            said = getattr(error, "strerror", None) or str(error)
-            return state, replace(tally, unsaved=said)
-        return made
+    def make(self, system: System, span: Span, walk: Callable[[], Made]) -> Made:
+        """What the span makes, kept; where that cannot be done the tally says why, and the run goes on.
 
-    def _written(self, ask: Callable[..., int], target: Target, span: Span) -> int:
+        The chunks that it reads are looked at before it reads them: what is written meanwhile counts as written later.
+        """
+        read = system.touched(span.start, span.stop)
+        state, tally = walk()
+        tally = replace(tally, wrote=self._written(storage.flush_part, span))
+        if tally.bad:
+            return state, tally
+        try:
+            name = self._name(span)
+            storage.Scratch(self.address).write(name, *encoded((state, tally), name, read))
+        except (OSError, storage.StoreError) as error:
+            return state, replace(tally, unsaved=storage.first_line(error))
+        return state, tally
+
+    def _written(self, ask: Callable[..., int], span: Span) -> int:
         """The identity of the chunks that the span fills."""
-        return ask(target.url, self.run, span.start, span.stop, columns=target.columns)
+        parts = (ask(one.url, self.run, span.start, span.stop, columns=one.columns) for one in self.targets)
+        return sum(parts) % 2**128
 
     def _name(self, span: Span) -> str:
         return hashlib.blake2b(f"{self.step} {span}".encode(), digest_size=16).hexdigest()
@@ -111,38 +118,48 @@ def checkpoints(place: Place | None, run: str, step: Any, system: System) -> Che
     if place is None or not all(source is None or isinstance(source, Stored | InMemory) for source in sources):
         return None
     digest = hashlib.blake2b(digest_size=16)
-    for part in _told([_environment(), step, system]):
-        digest.update(len(part).to_bytes(8, "little"))
+    for part in told([_environment(), step, system]):
+        digest.update(memoryview(part).nbytes.to_bytes(8, "little"))
         digest.update(part)
     return Checkpoints(place.address, digest.hexdigest(), run, tuple(_targets(step)), place.own)
 
 
-@lru_cache
-def _environment() -> tuple[str, ...]:
-    """What decides the bits besides the data: our own code, as it is, and the packages that it calculates with."""
+def _code() -> str:
+    """Our own code, as it is when it is imported."""
     code = hashlib.blake2b(digest_size=16)
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
-    return code.hexdigest(), *(f"{name} {version(name)}" for name in DECIDE_BITS)
+    return code.hexdigest()
 
 
-def _told(value: Any) -> Iterator[bytes]:
+CODE = _code()
+
+
+@lru_cache
+def _environment() -> tuple[str, ...]:
+    """What decides the bits besides the data: our code, the packages that it calculates with, the processor's BLAS."""
+    blas = {f"{one['prefix']} {one['version']} {one.get('architecture')}" for one in threadpool_info()}
+    return CODE, *(f"{name} {version(name)}" for name in DECIDE_BITS), *sorted(blas)
+
+
+def told(value: Any) -> Iterator[bytes | memoryview]:
     """All that a value is, piece by piece: equal values, and only they, give equal pieces."""
     if isinstance(value, Stored):
         value = replace(value, run="")
     if isinstance(value, np.ndarray):
-        yield f"array {value.dtype.str} {value.shape}".encode()
-        yield np.ascontiguousarray(value).tobytes()
+        order = _order(value)
+        yield f"array {value.dtype.str} {value.shape} {order}".encode()
+        yield _bytes(value, order)
     elif is_dataclass(value) and not isinstance(value, type):
         yield type(value).__qualname__.encode()
         for one in fields(value):
             if one.init:
                 yield one.name.encode()
-                yield from _told(getattr(value, one.name))
+                yield from told(getattr(value, one.name))
     elif isinstance(value, list | tuple):
         yield f"list {len(value)}".encode()
         for part in value:
-            yield from _told(part)
+            yield from told(part)
     elif value is None or isinstance(value, bool | int | float | complex | str | np.dtype | np.generic):
         yield f"{type(value).__name__} {value!s}".encode()
     else:
@@ -162,26 +179,37 @@ def _targets(value: Any) -> Iterator[Target]:
                 yield from _targets(getattr(value, one.name))
 
 
-def _encoded(made: Made, name: str, wrote: list[int]) -> bytes:
+def _order(array: np.ndarray) -> Any:
+    """How an array lies in memory; others are copied into C order."""
+    return "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+
+
+def _bytes(array: np.ndarray, order: Any) -> memoryview:
+    """An array as it lies in memory, without a copy where it is contiguous."""
+    return memoryview(array.ravel(order).view(np.uint8)) if array.size else memoryview(b"")
+
+
+def encoded(made: Made, name: str, read: list[int]) -> list[bytes | memoryview]:
     """FORM, the length of the header, the header, the arrays, and a digest of all before it."""
     arrays: list[np.ndarray] = []
-    header = json.dumps({"name": name, "made": _described(made, arrays), "wrote": wrote}).encode()
-    parts = [FORM, len(header).to_bytes(8, "little"), header]
+    header = json.dumps({"name": name, "made": _described(made, arrays), "read": read}).encode()
+    parts: list[bytes | memoryview] = [FORM, len(header).to_bytes(8, "little"), header]
+    size = sum(map(len, parts))
     for array in arrays:
-        parts.append(bytes(-sum(map(len, parts)) % ALIGNED))
-        parts.append(array.tobytes("A"))
+        parts.append(bytes(-size % ALIGNED))
+        parts.append(_bytes(array, _order(array)))
+        size += len(parts[-2]) + array.nbytes
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
         digest.update(part)
-    return b"".join([*parts, digest.digest()])
+    return [*parts, digest.digest()]
 
 
 def _described(value: Any, arrays: list[np.ndarray]) -> Any:
     """The value as JSON; arrays are put aside."""
     if isinstance(value, np.ndarray):
-        order = "C" if value.flags.c_contiguous else "F" if value.flags.f_contiguous else None
-        arrays.append(value if order else np.ascontiguousarray(value))
-        return {"array": value.dtype.str, "shape": list(value.shape), "order": order or "C"}
+        arrays.append(value)
+        return {"array": value.dtype.str, "shape": list(value.shape), "order": _order(value)}
     if is_dataclass(value) and not isinstance(value, type):
         held = {one.name: _described(getattr(value, one.name), arrays) for one in fields(value)}
         return {"class": [type(value).__module__, type(value).__qualname__], "fields": held}
@@ -200,23 +228,27 @@ def _described(value: Any, arrays: list[np.ndarray]) -> Any:
     raise TypeError(f"{type(value)} is nothing that a state may hold")
 
 
-def _decoded(raw: bytes, name: str) -> tuple[Made, list[int]] | None:
-    """What was encoded, and what was written beside it; None for anything that is not whole, or has another name."""
-    body, digest = raw[:-DIGEST_BYTES], raw[-DIGEST_BYTES:]
+def decoded(raw: bytes, name: str) -> tuple[Made, list[int]] | None:
+    """What was encoded, and what was read for it; None for anything that is not whole, or not of that name."""
+    body, digest = memoryview(raw)[:-DIGEST_BYTES], raw[-DIGEST_BYTES:]
     if not raw.startswith(FORM) or hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() != digest:
         return None
     start = len(FORM) + 8
-    length = int.from_bytes(body[len(FORM) : start], "little")
-    header = json.loads(body[start : start + length])
-    if header["name"] != name:
+    stop = start + int.from_bytes(body[len(FORM) : start], "little")
+    try:
+        header = json.loads(bytes(body[start:stop]))
+        if header["name"] != name:
+            return None
+        made = _rebuilt(header["made"], _Arrays(body, stop))
+        return (made[0], made[1]), header["read"]
+    except Exception:  # noqa: BLE001  # whole, and yet nothing that we wrote
         return None
-    return _rebuilt(header["made"], _Arrays(body, start + length)), header["wrote"]
 
 
 class _Arrays:
     """The arrays of a file, one after the other."""
 
-    def __init__(self, body: bytes, at: int) -> None:
+    def __init__(self, body: memoryview, at: int) -> None:
         self._body, self._at = body, at
 
     def next(self, dtype: np.dtype[Any], shape: list[int], order: Any) -> np.ndarray:
@@ -263,5 +295,6 @@ def _changed(system: System, span: Span, changed: list[tuple[str, str]]) -> str:
     return (
         f"The {what} at {where} changed since this job was interrupted: chunks of rows {span.start:,} to "
         f"{span.stop:,}, which were read then, have been written again or removed. What was done belongs to the old "
-        "numbers. Put these back and run the job again, or begin anew with the new ones: tallgrass run --restart"
+        "numbers. Put these back and run the job again, or begin anew with the new ones: tallgrass run --restart, or "
+        "`checkpoints: false` in the job"
     )

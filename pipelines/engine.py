@@ -18,11 +18,13 @@ import dask.threaded
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from pipelines import storage
 from pipelines.checkpoints import Checkpoints, Place, checkpoints
 from pipelines.errors import BadData, RunFailed
 from pipelines.failures import cluster_state, explain, workers_now
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.passes.base import Pass
+from pipelines.passes.output import Target
 from pipelines.progress import Listener, Note, PassFinished, PassProgress, PassStarted
 from pipelines.turns import Turns, served_now
 from pipelines.units import format_seconds
@@ -116,7 +118,7 @@ def do_span(
     if made is not None:
         tell(span.number, span.stop - span.start)
         return made
-    return kept.save(walk(settled(step), system, span, lambda rows: tell(span.number, rows)), span)
+    return kept.make(system, span, lambda: walk(settled(step), system, span, lambda rows: tell(span.number, rows)))
 
 
 def settled(step: Any) -> Any:
@@ -288,6 +290,9 @@ class Engine:
         self.run = uuid.uuid4().hex[:12]
         self.passes = 0
         self.timings: dict[str, float] = {}
+        self.broke = False
+        """True when it was a task that failed, and not what came out of a pass."""
+        self._wrote: list[tuple[tuple[Target, ...], int]] = []
         self.loaded, self.unsaved = 0, ""
         """Spans that an earlier run had done, and why some of this one could not be kept."""
 
@@ -304,7 +309,11 @@ class Engine:
         kept = checkpoints(self.kept, run, step, work.system)
         graph, root = build(step, work, run, f"{_word(self.label)}:{step.name}" if self.label else None, kept)
         compute = self._in_threads if self.client is None else self._on_cluster
+        self.broke = True
         state, tally = compute(graph, root, run, meter)
+        self.broke = False
+        if kept is not None:
+            self._wrote.append((kept.targets, tally.wrote))
         meter.finish()
         self._tell_of_checkpoints(step.name, tally, work)
         name = step.name if step.name not in self.timings else f"{step.name}-{self.passes}"
@@ -324,6 +333,17 @@ class Engine:
                     "run will start again; choose an output beside which all workers can write, to have it kept"
                 )
             )
+
+    def check_written(self) -> None:
+        """Raises RunFailed when a chunk that spans have written is not there, or was written by somebody else."""
+        for targets, expected in self._wrote:
+            found = sum(storage.whole_identity(target.url, self.run) for target in targets) % 2**128
+            if found != expected:
+                raise RunFailed(
+                    f"Something else wrote to {targets[0].url} while this job did, or removed a part of it: perhaps "
+                    "tasks of a run that was killed, which their cluster had not given up yet. Run the job again: only "
+                    "what was spoilt is done once more."
+                )
 
     def _in_threads(self, graph: Graph, root: Any, run: str, meter: Meter) -> tuple[Any, Tally]:
         last = [0.0]

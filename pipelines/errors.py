@@ -43,6 +43,10 @@ class BadData(TallgrassError):
     exit_code = 4
 
 
+class InputChanged(BadData):
+    """The data is not what an interrupted run, which this one would go on with, has read."""
+
+
 class ClusterUnreachable(TallgrassError):
     """The scheduler does not answer, or runs other versions than we do."""
 

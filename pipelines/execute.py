@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.checkpoints import Place
 from pipelines.engine import Engine, graph_of, one_blas_thread
 from pipelines.engine import Work as Rows
+from pipelines.errors import BadData, InputChanged
 from pipelines.inputs import DaskRows, Inputs, open_inputs
 from pipelines.jobs import Job
 from pipelines.jobs.base import address_of
@@ -23,7 +24,7 @@ from pipelines.plan import Plan, Resources, layout_of, plan_of, this_machine
 from pipelines.progress import Listener, Note, ignore
 from pipelines.rates import load_rates
 from pipelines.result import KEY, SCHEMA, Result
-from pipelines.storage import Scratch, Staging, StoreError, Writer, checkpoints_of, clean
+from pipelines.storage import Scratch, Staging, StoreError, Writer
 from pipelines.units import format_bytes
 
 NAMES = ("matrix", "rhs", "weights")
@@ -72,22 +73,16 @@ def run(
     inputs = inputs.cut(layout)
     resources = resources or (resources_of(client) if client else this_machine())
     plan = plan_of(job, inputs, layout, resources, load_rates())
-    writer = Writer(run_id, job.checkpoints, "" if submission is None else f"job {submission.id}")
-    output = None if job.output is None else address_of(job.output, job)
-    if restart and output is not None:
-        clean(output)
-    staging = (
-        None
-        if output is None
-        else Staging(output, writer, overwrite=job.overwrite, compressor=getattr(job, "compressor", "none"))
-    )
+    staging = _staging(job, run_id, submission, restart)
     label = None if submission is None else submission.name
     engine = Engine(client, listener, job.no_progress_timeout, resources.threads, label)
     kind = kind_of(job)
-    kept = None if staging is None or not staging.resumes else Scratch(checkpoints_of(staging.url))
+    kept = None if staging is None else staging.checkpoints
     try:
         if staging is not None:
             left = staging.need_space(kind.result_bytes(job, layout) + 2**20)
+            if kept is None and job.checkpoints:
+                listener(Note(f"another run may be writing to {staging.url} now, so this one keeps nothing for later"))
             if kept is not None and _fits(kept, plan, left, listener):
                 engine.kept = Place(kept.address, staging.where)
         extra = graph_of([source.array for source in inputs.sources if isinstance(source, DaskRows)])
@@ -97,27 +92,34 @@ def run(
 
         with one_blas_thread():
             outcome = kind.solve(Work(job, inputs, layout, passes, staging, plan.warnings))
+        engine.check_written()
         timings = engine.timings | {"total": time.monotonic() - began}
         summary = _summary(job, inputs, plan, outcome, timings) | {"resumed_spans": engine.loaded}
-        result = _result(summary, outcome, staging, submission)
-    except BaseException:
+        return _result(summary, outcome, staging, submission)
+    except BaseException as error:
         if staging is not None:
-            _end(staging, kept)
+            staging.discard(keep=kept is not None and _worth_keeping(kept, error, engine))
         raise
-    if kept is not None:
-        kept.remove()
-    return result
 
 
-def _end(staging: Staging, kept: Scratch | None) -> None:
-    """Leave what a later run can go on from, or nothing."""
-    if kept is not None:
-        with suppress(OSError, StoreError):
-            if kept.names():
-                staging.discard(keep=True)
-                return
-        kept.remove()
-    staging.discard()
+def _staging(job: Job, run_id: str, submission: Submission | None, restart: bool) -> Staging | None:
+    """Where the result is prepared."""
+    if job.output is None:
+        return None
+    name = "" if submission is None else f"job {submission.id}"
+    writer = Writer(run_id, job.checkpoints, name, restart)
+    compressor = getattr(job, "compressor", "none")
+    return Staging(address_of(job.output, job), writer, overwrite=job.overwrite, compressor=compressor)
+
+
+def _worth_keeping(kept: Scratch, error: BaseException, engine: Engine) -> bool:
+    """Whether a later run of this job could go on from here: not where the data itself was found wanting."""
+    if isinstance(error, BadData) and not isinstance(error, InputChanged) and not engine.broke:
+        return False
+    try:
+        return bool(kept.names())
+    except (OSError, StoreError):
+        return True  # nobody knows
 
 
 def _fits(kept: Scratch, plan: Plan, left: int, listener: Listener) -> bool:

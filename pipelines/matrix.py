@@ -43,7 +43,10 @@ class Source(Protocol):
         """Rows start..stop as stored; into `out` (C order) where that can be done."""
 
     def identity(self, start: int, stop: int) -> int:
-        """A number that changes when what is stored under these rows changes."""
+        """A number that changes when what is stored under these rows changes; those of neighbours add up."""
+
+    def touched(self, start: int, stop: int) -> int:
+        """The same of all that these rows are read from, also where neighbours are read from it too."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,18 @@ class Stored:
             return reader.identity(*whole, within=whole) if start == 0 else 0
         return reader.identity(whole[0], slice(low + start, low + stop), within=whole)
 
+    def touched(self, start: int, stop: int) -> int:
+        reader = storage.reader(self.info.url, self.fill_missing, self.run)
+        rows, columns = self.rows, self.columns
+        if self.transposed:
+            columns = columns[start:stop] if self.picked else (columns[0] + start, columns[0] + stop)
+        else:
+            rows = (rows[0] + start, rows[0] + stop)
+        if self.picked:
+            columns = (min(columns, default=0), max(columns, default=-1) + 1)
+        region = slice(*rows), slice(*columns)
+        return reader.identity(*region, within=region)
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -125,6 +140,8 @@ class InMemory:
 
     def identity(self, start: int, stop: int) -> int:
         return 0
+
+    touched = identity
 
     def part(self, span: Span) -> np.ndarray:
         """What a task needs of it."""
@@ -185,12 +202,15 @@ class Tally:
     """Spans that an earlier run had done."""
     unsaved: str = ""
     """Why a span could not be kept for a later run."""
+    wrote: int = 0
+    """The identity of the chunks that were written: see Source.identity."""
 
     def __add__(self, other: "Tally") -> "Tally":
         identity = tuple((a + b) % 2**128 for a, b in zip(self.identity, other.identity, strict=True))
         return Tally(
             self.rows + other.rows, self.omitted + other.omitted, self.bad + other.bad, self.first or other.first,
             (identity[0], identity[1], identity[2]), self.loaded + other.loaded, self.unsaved or other.unsaved,
+            (self.wrote + other.wrote) % 2**128,
         )  # fmt: skip
 
 
@@ -247,7 +267,7 @@ class System:
 
     def _read(self, start: int, stop: int, out: np.ndarray | None) -> tuple[Slab, Tally]:
         # Taken before the rows: a chunk written in between makes a later pass see another identity, not the same.
-        identity = self.identity(start, stop)
+        identity = self._identity(start, stop)
         b = None if self.b is None else self.b.read(start, stop)
         w = (
             None
@@ -257,8 +277,11 @@ class System:
         slab = Slab(self.A.read(start, stop, out), b, w, start)
         return slab, Tally(stop - start, identity=identity)
 
-    def identity(self, start: int, stop: int) -> tuple[int, int, int]:
-        """A number for each of A, b and the weights: see Source.identity."""
+    def touched(self, start: int, stop: int) -> list[int]:
+        """A number for each of A, b and the weights: see Source.touched."""
+        return [source.touched(start, stop) if source else 0 for source in (self.A, self.b, self.weights)]
+
+    def _identity(self, start: int, stop: int) -> tuple[int, int, int]:
         parts = [source.identity(start, stop) if source else 0 for source in (self.A, self.b, self.weights)]
         return parts[0], parts[1], parts[2]
 

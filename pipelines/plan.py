@@ -190,11 +190,12 @@ def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates) -> Pas
 
 
 def _scratch_bytes(job: Job, layout: Layout, passes: int) -> int:
-    """One state for each span of each pass: R beside QᴴB, or what a basis takes the columns of A to."""
+    """One state for each span of each pass, and one more: R beside QᴴB, or what goes with the columns of A."""
     if job.output is None or not job.checkpoints:
         return 0
-    entries = layout.p * max(layout.p + layout.t, layout.shape.columns)
-    return passes * layout.span_count * (entries * layout.shape.dtype.itemsize + CHECKPOINT_BYTES)
+    columns = layout.shape.columns
+    entries = max(layout.p * (layout.p + layout.t), columns * max(layout.p, layout.shape.k))
+    return (passes + 1) * layout.span_count * (entries * layout.shape.dtype.itemsize + CHECKPOINT_BYTES)
 
 
 def _small_seconds(layout: Layout, verify: bool) -> float:

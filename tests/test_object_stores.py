@@ -69,12 +69,12 @@ def test_a_result_on_s3_is_replaced_only_when_the_job_says_so(remote):
 def test_a_foreign_folder_on_s3_is_never_replaced(remote):
     for output in (f"{remote.bucket}/data/A/c", f"{remote.bucket}/data"):
         with pytest.raises(PlanRefused, match=r"exists and is not a result of Tallgrass. Nothing was changed"):
-            Staging(output, Writer("run"), overwrite=True)
+            Staging(output, Writer("0123456789ab"), overwrite=True)
 
 
 def test_an_interrupted_run_leaves_nothing_on_s3_that_can_be_opened_and_the_next_one_succeeds(remote):
     url = f"{remote.bucket}/out"
-    Staging(url, Writer("run"), overwrite=False).put("x", np.ones(99), ("column",))
+    Staging(url, Writer("0123456789ab"), overwrite=False).put("x", np.ones(99), ("column",))
     with pytest.raises(BadData, match=r"There is no result at"):
         open_result(url)
     np.testing.assert_allclose(run(LeastSquares(**remote.fields, output=url, overwrite=True)).x, remote.x, rtol=1e-12)

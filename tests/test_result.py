@@ -174,7 +174,7 @@ def attempt(nth):
     before = state()
     if how != "kill" or exchange == "yes":
         assert before is not None or nth == 1
-    Staging(out, Writer("look"), overwrite=True).discard()  # sweeps
+    Staging(out, Writer("100c100c100c"), overwrite=True).discard()  # sweeps
     before = state()
     assert before is not None or nth == 1
     assert nth == 1 or before in (nth - 1, int(open(folder + "/last").read()))
@@ -239,16 +239,16 @@ def test_a_full_disk_or_an_interrupt_at_any_moment_leaves_the_old_result_or_the_
 def test_what_a_killed_run_has_left_is_removed_by_the_next_one(out):
     code = f"""import os
 from pipelines.storage import Staging, Writer
-Staging({out!r}, Writer("dead"), overwrite=False)
+Staging({out!r}, Writer("dead0000dead"), overwrite=False)
 os._exit(9)"""
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert beside(out) == [".out.partial-dead", ".out.partial-dead.lock"]
+    assert beside(out) == [".out.partial-dead0000dead", ".out.partial-dead0000dead.lock"]
     run(job(out))
     assert beside(out) == []
 
 
 def test_a_folder_that_a_late_write_brought_back_is_removed_by_the_next_run(out):
-    Path(f"{out[:-3]}.out.partial-late/x").mkdir(parents=True)
+    Path(f"{out[:-3]}.out.partial-1a7e1a7e1a7e/x").mkdir(parents=True)
     run(job(out))
     assert beside(out) == []
 
@@ -258,7 +258,7 @@ def written_by(name):
 
 
 def test_a_run_that_goes_on_is_left_alone_and_the_first_to_finish_wins(out):
-    first, second = (Staging(out, Writer(run), overwrite=False) for run in ("first", "second"))
+    first, second = (Staging(out, Writer(run), overwrite=False) for run in ("111111111111", "222222222222"))
     for staging in (first, second):
         staging.put("x", np.ones(3), ("column",))
     second.commit({"tallgrass": written_by("second")})

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import os
 import signal
 import struct
@@ -15,8 +16,8 @@ import pytest
 import zarr
 
 from pipelines import engine, run
-from pipelines.checkpoints import FORM, Checkpoints, _decoded, _encoded, _told
-from pipelines.errors import BadData, PlanRefused
+from pipelines.checkpoints import FORM, Checkpoints, decoded, encoded, told
+from pipelines.errors import BadData, InputChanged, PlanRefused, RunFailed
 from pipelines.kernels.sweep import Triangle
 from pipelines.load import job_of
 from pipelines.matrix import Tally
@@ -24,7 +25,9 @@ from pipelines.passes.output import Rows, Target
 from pipelines.passes.project import Projected
 from pipelines.plan import Resources, plan_of
 from pipelines.progress import Note
-from pipelines.storage import Scratch, Staging, Writer, checkpoints_of, clean, leftovers, open_array
+from pipelines.storage import Scratch, Staging, Writer, checkpoints_of, clean, leftovers, open_array, sweep
+from pipelines.storage.arrays import open_store
+from pipelines.storage.owners import _started, this_process
 from tests.conftest import environment, stored, written
 from tests.served import wait_for
 
@@ -80,16 +83,16 @@ def job(data, kind, output, **more):
 @contextmanager
 def stopping_after(monkeypatch, spans):
     """Runs end once they have done so many spans themselves."""
-    real, done = Checkpoints.save, itertools.count(1)
+    real, done = Checkpoints.make, itertools.count(1)
 
-    def save(self, made, span):
-        made = real(self, made, span)
+    def make(self, system, span, walk):
+        made = real(self, system, span, walk)
         if next(done) >= spans:
             raise Stopped
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save)
+        patch.setattr(Checkpoints, "make", make)
         yield
 
 
@@ -116,9 +119,13 @@ def test_a_run_that_is_interrupted_again_and_again_ends_with_the_same_bits(data,
     once(job(data, kind, tmp_path / "whole"))
     broken, stops = job(data, kind, tmp_path / "broken"), 0
     kept, real = [], Scratch.write
-    monkeypatch.setattr(
-        Scratch, "write", lambda self, name, raw: (kept.append((self.address, name)), real(self, name, raw))
-    )
+
+    def write(self, name, *raw):
+        if len(name) == 32:
+            kept.append((self.address, name))
+        real(self, name, *raw)
+
+    monkeypatch.setattr(Scratch, "write", write)
     while True:
         try:
             with stopping_after(monkeypatch, 17):
@@ -195,20 +202,19 @@ def test_checkpoints_that_are_damaged_torn_or_foreign_are_done_again(data, tmp_p
 
 @pytest.mark.parametrize("where", [0, 10, 20, 40, 100, 400, -33, -5])
 def test_no_bit_of_a_checkpoint_can_flip_unseen(where):
-    raw = _encoded((Triangle.empty(3, 1, np.dtype(float)), Tally(5)), "name", [1])
+    raw = b"".join(encoded((Triangle.empty(3, 1, np.dtype(float)), Tally(5)), "name", [1]))
     for bit in range(8):
         damaged = bytearray(raw)
         damaged[where] ^= 1 << bit
-        assert _decoded(bytes(damaged), "name") is None
-    assert _decoded(raw, "name") is not None
-    assert _decoded(raw, "other") is None
+        assert decoded(bytes(damaged), "name") is None
+    assert decoded(raw, "name") is not None
+    assert decoded(raw, "other") is None
 
 
 def test_a_checkpoint_can_name_no_code():
-    header = b'{"name": "n", "wrote": [], "made": {"class": ["os", "system"], "fields": {"command": "true"}}}'
+    header = b'{"name": "n", "read": [], "made": {"class": ["os", "system"], "fields": {"command": "true"}}}'
     body = FORM + struct.pack("<Q", len(header)) + header
-    with pytest.raises(TypeError, match=r"os.system is no state"):
-        _decoded(body + hashlib.blake2b(body, digest_size=32).digest(), "n")
+    assert decoded(body + hashlib.blake2b(body, digest_size=32).digest(), "n") is None
 
 
 def test_a_state_comes_back_as_it_was_in_every_bit_and_in_the_same_order_of_memory():
@@ -216,8 +222,8 @@ def test_a_state_comes_back_as_it_was_in_every_bit_and_in_the_same_order_of_memo
     R[0, 0], R[1, 1], R[2, 2] = -0.0, np.nan, np.inf
     state = Projected(R, 0.1 + 0.2, R.T.astype(complex), Rows(Target("/x", 7), 3, [np.arange(4.0), np.empty((0, 2))]))
     tally = Tally(3, 1, 0, None, (2**127 + 1, 5, 0))
-    (again, counted), wrote = _decoded(_encoded((state, tally), "n", [2**100]), "n")
-    assert (counted, wrote) == (tally, [2**100])
+    (again, counted), read = decoded(b"".join(encoded((state, tally), "n", [2**100])), "n")
+    assert (counted, read) == (tally, [2**100])
     assert again.gram.tobytes("A") == R.tobytes("A")
     assert again.gram.flags.f_contiguous
     assert again.gram.flags.writeable
@@ -239,10 +245,10 @@ def test_equal_parts_of_other_things_have_other_digests():
         (Target("/a", 1), Target("/a", 1, columns=True)),
     ]
     for one, other in pairs:
-        assert list(_told(one)) != list(_told(other))
-    assert list(_told(np.asfortranarray(np.eye(3, 2)))) == list(_told(np.eye(3, 2)))
+        assert list(told(one)) != list(told(other))
+    assert list(told(np.eye(3, 2))) == list(told(np.eye(3, 2)))
     with pytest.raises(TypeError, match="nothing that a pass or a system may hold"):
-        list(_told([print]))
+        list(told([print]))
 
 
 @pytest.mark.parametrize("how", ["written again", "removed"])
@@ -326,15 +332,29 @@ def test_whatever_writes_does_so_again_where_its_chunks_are_gone_at_the_end(data
     assert arrays(broken.output) == arrays(tmp_path / "whole")
 
 
-def test_a_span_with_faults_is_not_kept(data, tmp_path):
+def test_after_data_that_was_found_wanting_nothing_is_kept(data, tmp_path):
     A = open_array(str(data / "A"))[...]
     A[1234, 2] = np.nan
     stored(data / "bad", A, (CHUNK, N), compressors="auto")
     broken = job(data, "least_squares", tmp_path / "x", matrix="bad")
     with pytest.raises(BadData, match="the first is at row 1,234, column 2"):
         once(broken)
+    assert hidden(tmp_path) == []
     zarr.open_array(str(data / "bad"), mode="r+")[1200:1300] = 1.0
-    assert once(broken).summary["resumed_spans"] == 29
+    assert once(broken).summary["resumed_spans"] == 0
+
+
+def test_after_a_chunk_that_could_not_be_read_the_others_are_kept(data, tmp_path):
+    chunk = data / "A" / "c" / "0" / "0"
+    whole = chunk.read_bytes()
+    chunk.unlink()
+    broken = job(data, "least_squares", tmp_path / "x")
+    with pytest.raises(BadData, match=r"The chunk c/0/0 of .* is not in the store"):
+        once(broken)
+    kept = len(Scratch(checkpoints_of(broken.output)).names())
+    assert kept > 5
+    chunk.write_bytes(whole)
+    assert once(broken).summary["resumed_spans"] == kept
 
 
 # Where it cannot be kept
@@ -387,8 +407,8 @@ def test_the_plan_counts_what_is_kept(data, tmp_path, monkeypatch, kind):
 def test_two_runs_at_once_do_not_meet(data, tmp_path, monkeypatch):
     broken = job(data, "qr", tmp_path / "x", overwrite=True)
     interrupted(monkeypatch, broken, 20)
-    first = Staging(broken.output, Writer("first", resumes=True), overwrite=True)
-    assert first.resumes
+    first = Staging(broken.output, Writer("111111111111", resumes=True), overwrite=True)
+    assert first.checkpoints
     assert once(broken).summary["resumed_spans"] == 0  # another run has what could be gone on from
     assert leftovers(broken.output) == []
     first.discard(keep=True)
@@ -412,7 +432,7 @@ def test_clean_removes_what_is_left_and_nothing_else(data, tmp_path, monkeypatch
     assert said.stdout.count("would remove") == 4
     assert f"would remove {tmp_path}/.one.checkpoints (" in said.stdout
     assert hidden(tmp_path) == before
-    held = Staging(f"{tmp_path}/two", Writer("held", resumes=True), overwrite=False)
+    held = Staging(f"{tmp_path}/two", Writer("222222222222", resumes=True), overwrite=False)
     assert command("clean", "one", "two").stdout.count("removed") == 2
     assert hidden(tmp_path) == [name for name in before if ".one" not in name]
     held.discard(keep=True)
@@ -422,12 +442,129 @@ def test_clean_removes_what_is_left_and_nothing_else(data, tmp_path, monkeypatch
     assert len(arrays(tmp_path / "three")) > 0
 
 
-def test_a_run_beside_it_sweeps_only_what_nobody_can_go_on_from(data, tmp_path, monkeypatch):
+def test_a_sweep_leaves_what_a_run_can_go_on_from_and_a_run_that_keeps_nothing_forgets_it(data, tmp_path, monkeypatch):
     interrupted(monkeypatch, job(data, "qr", tmp_path / "x"), 20)
-    Staging(f"{tmp_path}/x", Writer("other"), overwrite=False).discard()
-    assert leftovers(f"{tmp_path}/x") != []
-    clean(f"{tmp_path}/x")
+    sweep(f"{tmp_path}/x")
+    assert len(leftovers(f"{tmp_path}/x")) == 2
+    once(job(data, "qr", tmp_path / "x", checkpoints=False))
     assert hidden(tmp_path) == []
+
+
+def test_what_only_looks_like_ours_is_left_alone(data, tmp_path, command):
+    (tmp_path / ".x.checkpoints" / "epoch-3").mkdir(parents=True)
+    (tmp_path / ".x.checkpoints" / "epoch-3" / "weights").write_text("theirs")
+    for name in (".x.partial-draft", ".x.partial-kept.checkpoints", ".x.partial-0123456789abc"):
+        (tmp_path / name).mkdir()
+    before = hidden(tmp_path)
+    once(job(data, "least_squares", tmp_path / "x"))
+    assert command("clean", ".").stdout == "nothing is left over\n"
+    assert hidden(tmp_path) == before
+    assert (tmp_path / ".x.checkpoints" / "epoch-3" / "weights").read_text() == "theirs"
+
+
+def test_where_locks_cannot_be_had_no_run_goes_on_with_another_ones_work(data, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    first, second = (Staging(f"{tmp_path}/x", Writer(run, resumes=True), overwrite=False)
+                     for run in ("111111111111", "222222222222"))  # fmt: skip
+    assert (first.checkpoints, second.checkpoints) == (None, None)
+    assert first.where != second.where
+    assert clean(f"{tmp_path}/x") == []
+    heard = []
+    once(job(data, "least_squares", tmp_path / "y"), listener=heard.append)
+    assert [event.text for event in heard if isinstance(event, Note)] == [
+        f"another run may be writing to {tmp_path}/y now, so this one keeps nothing for later"
+    ]
+
+
+# What changes behind its back
+
+
+def test_a_chunk_that_many_spans_read_may_not_change(tmp_path, monkeypatch):
+    random = np.random.default_rng(2)
+    matrix = stored(tmp_path / "A", random.standard_normal((M, N)), (CHUNK, N), compressors="auto")
+    rhs = stored(tmp_path / "b", np.ones(M), (M,), compressors="auto")
+    fields = {"kind": "least_squares", "matrix": matrix, "rhs": rhs, "verify": False, "method": FINE}
+    broken = job_of(fields | {"output": f"{tmp_path}/x"})
+    interrupted(monkeypatch, broken, 10)  # whichever ten they are
+    zarr.open_array(rhs, mode="r+")[...] = 2.0
+    with pytest.raises(InputChanged, match=r"The rhs at .*/b changed since this job was interrupted"):
+        once(broken)
+
+
+def test_picked_columns_of_a_wide_matrix_may_not_change(data, tmp_path, monkeypatch):
+    source = {"url": str(data / "wide"), "columns": list(range(0, M, 2))}
+    broken = job(data, "svd", tmp_path / "x", matrix=source, vectors="none")
+    interrupted(monkeypatch, broken, 10)
+    array = zarr.open_array(str(data / "wide"), mode="r+")
+    array[...] = 2 * array[...]
+    with pytest.raises(InputChanged, match=r"The matrix at .*/wide changed"):
+        once(broken)
+
+
+@pytest.mark.parametrize("how", ["fill_value", "order"])
+def test_metadata_by_which_chunks_stand_for_other_numbers_begins_anew(tmp_path, monkeypatch, how):
+    A = np.random.default_rng(4).standard_normal((M, N))
+    A[:CHUNK] = 0
+    options = {"compressors": None, "zarr_format": 2, "order": "C"}
+    array = zarr.create_array(f"{tmp_path}/A", shape=A.shape, dtype="f8", chunks=(CHUNK, N), fill_value=0, **options)
+    array[...] = A  # the first chunk is nothing but the fill value, and is not stored
+    fields = {"kind": "svd", "matrix": f"{tmp_path}/A", "missing_chunks": "fill", "method": FINE}
+    broken = job_of(fields | {"output": f"{tmp_path}/x"})
+    interrupted(monkeypatch, broken, 1)
+    path = tmp_path / "A" / ".zarray"
+    changed = json.loads(path.read_text()) | ({"fill_value": 7.0} if how == "fill_value" else {"order": "F"})
+    path.write_text(json.dumps(changed))
+    result = once(broken)
+    assert result.summary["resumed_spans"] == 0
+    expected = np.linalg.svd(zarr.open_array(f"{tmp_path}/A")[...], compute_uv=False)
+    np.testing.assert_allclose(result["s"], expected, rtol=1e-10)
+
+
+def test_a_task_of_a_dead_run_that_writes_late_is_found_out(data, tmp_path, monkeypatch):
+    broken = job(data, "qr", tmp_path / "out")
+    once(job(data, "qr", tmp_path / "whole"))
+    real = engine.Engine.check_written
+
+    def late(self):
+        url = str(tmp_path / ".out.partial-kept" / "Q")
+        zarr.open_array(url, mode="r+")[300:400] = 5.0
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Engine, "check_written", late)
+        with pytest.raises(RunFailed, match=r"Something else wrote to .*/Q while this job did.* Run the job again"):
+            once(broken)
+    result = once(broken)
+    assert result.summary["resumed_spans"] == 3 * result.summary["plan"]["spans"] - 1
+    assert arrays(broken.output) == arrays(tmp_path / "whole")
+
+
+def test_the_same_process_writes_one_place_again_and_again_in_other_forms(data, tmp_path):
+    for more in ({}, {"compressor": "zstd"}, {"dtype": "float32"}, {"matrix": "wide"}):
+        result = once(job(data, "pseudoinverse", tmp_path / "x", overwrite=True, **more))
+        assert result.certificate.penrose["AXA = A"] < 1e-5
+
+
+def test_a_pinv_that_was_written_again_is_measured_again(data, tmp_path, monkeypatch):
+    broken = job(data, "pseudoinverse", tmp_path / "x")
+    summary = once(job(data, "pseudoinverse", tmp_path / "y")).summary
+    passes, spans = len(summary["timings"]) - 1, summary["plan"]["spans"]
+    interrupted(monkeypatch, broken, (passes - 1) * spans + 9)  # nine of them have measured
+    for chunk in list((tmp_path / ".x.partial-kept" / "pinv" / "c" / "0").iterdir())[:4]:
+        chunk.unlink()
+    once(broken)
+    assert arrays(broken.output) == arrays(tmp_path / "y")
+
+
+def test_what_zarr_had_not_renamed_yet_is_no_part_of_the_result(data, tmp_path, monkeypatch):
+    broken = job(data, "qr", tmp_path / "x")
+    interrupted(monkeypatch, broken, 70)
+    (tmp_path / ".x.partial-kept" / "Q" / "c" / "0.8b7f.partial").write_text("torn")
+    once(broken)
+    assert not list((tmp_path / "x").rglob("*.partial"))
 
 
 # The command
@@ -501,19 +638,21 @@ def test_what_a_killed_run_left_on_s3_is_not_taken_while_its_writer_may_live(rem
         {"kind": "qr", "form": "explicit", "matrix": remote.fields["matrix"], "method": FINE, "output": output}
     )
     interrupted(monkeypatch, broken, 14)
-    mark = Scratch(output)
-    for writer, free in ((f"process {os.getppid()} of {os.uname().nodename}", False), ("process 7 of elsewhere", False),
-                         ("job abc", False), (f"process {2**22 + 1} of {os.uname().nodename}", True)):  # fmt: skip
-        mark.write(".tallgrass-partial", f"2026-01-01 10:00 UTC by {writer}".encode())
+    store, mine = open_store(output), this_process()
+    place = mine.partition(" of ")[2]
+    parent = f"process {os.getppid()}.{_started(os.getppid())} of {place}"
+    for writer, free in ((parent, False), ("process 7.1 of elsewhere.1", False), ("job abc", False),
+                         (f"{mine}1", False), (f"process {2**22 + 1}.5 of {place}", True)):  # fmt: skip
+        store.write(".tallgrass-partial", f"2026-01-01 10:00 UTC by {writer}".encode())
         if free:
             assert clean(output) == [(f"{remote.bucket}/.out.checkpoints", 0), (output, 0)]
         else:
             with pytest.raises(PlanRefused, match=r"is what a run writes, or has left when it was killed, that began"):
                 once(broken)
             assert leftovers(output) == []
-    assert mark.names() == []
+    assert store.names() == []
     interrupted(monkeypatch, broken, 14)
-    mark.write(".tallgrass-partial", b"2026-01-01 10:00 UTC by job abc")
+    store.write(".tallgrass-partial", b"2026-01-01 10:00 UTC by job abc")
     same = Staging(output, Writer("r", resumes=True, name="job abc"), overwrite=False)
     same.discard(keep=True)
     assert once(broken).summary["resumed_spans"] == 14

@@ -128,7 +128,7 @@ def test_a_shard_without_length_is_an_error_and_not_zeros(problem):
 
 
 def test_parts_of_chunks_are_never_written(tmp_path):
-    staging = Staging(f"{tmp_path}/out", Writer("run"), overwrite=False)
+    staging = Staging(f"{tmp_path}/out", Writer("0123456789ab"), overwrite=False)
     url = staging.create("x", (100,), np.float64, (30,))
     for start, stop in ((0, 29), (1, 31), (60, 80), (95, 100)):
         with pytest.raises(RunFailed, match="are not whole chunks of 30 rows"):

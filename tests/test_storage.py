@@ -370,7 +370,7 @@ def test_identities_of_neighbouring_regions_add_up(save):
 
 
 def test_rows_are_written_in_whole_chunks_and_in_no_other_way(tmp_path):
-    staging = Staging(f"{tmp_path}/out", Writer("run"), overwrite=False)
+    staging = Staging(f"{tmp_path}/out", Writer("0123456789ab"), overwrite=False)
     url = staging.create("x", (10, 2), np.float64, (4, 2))
     for start, stop in ((2, 4), (0, 3), (4, 9)):
         with pytest.raises(RunFailed, match=r"are not whole chunks of 4 rows"):
@@ -382,7 +382,7 @@ def test_rows_are_written_in_whole_chunks_and_in_no_other_way(tmp_path):
 
 
 def test_chunks_of_zeros_are_written_with_checksums(tmp_path):
-    staging = Staging(f"{tmp_path}/out", Writer("run"), overwrite=False)
+    staging = Staging(f"{tmp_path}/out", Writer("0123456789ab"), overwrite=False)
     staging.put("x", np.zeros(5), ("column",))
     staging.commit({})
     assert describe(f"{tmp_path}/out/x").checksums

@@ -70,7 +70,7 @@ def test_every_kind_of_request_is_repeated_when_its_answer_breaks(faulty, remote
     large = np.random.default_rng(0).standard_normal(1_500_000)  # 12 MB: written in parts
     faulty.rule = first(1, "half")
     for _ in range(2):  # the second replaces, so it lists and removes
-        staging = Staging(url, Writer("run"), overwrite=True)
+        staging = Staging(url, Writer("0123456789ab"), overwrite=True)
         staging.put("x", large, ("column",))
         staging.commit({"tallgrass": {"schema": "result/1"}})
         faulty.requests.clear()

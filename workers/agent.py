@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -263,12 +264,17 @@ class Agent:
 
     def _tidy(self, entry: Entry) -> None:
         """Remove what an attempt left half written; what a later one may go on from stays, unless nobody wants it."""
+        from pipelines.addresses import Address
         from pipelines.storage import clean, local_path, sweep
 
         assert entry.output is not None
-        if local_path(entry.output) is not None:
-            unwanted = self.queue.get(entry.id).state is State.CANCELLED
-            (clean if unwanted else sweep)(entry.output)
+        if self.queue.get(entry.id).state is not State.CANCELLED:
+            sweep(entry.output)
+        elif local_path(entry.output) is not None:
+            clean(entry.output)
+        else:  # a store may take its time
+            address = Address(entry.output, entry.job.get("storage_options"))
+            threading.Thread(target=_cleaned, args=(address, f"job {entry.id}"), daemon=True).start()
 
     def _end_attempt(self, attempt: Attempt) -> None:
         """Ask the process to end, and once it had its time, end it."""
@@ -383,3 +389,12 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def _cleaned(address: Any, name: str) -> None:
+    """Remove what a job left in a store; one that does not answer keeps it."""
+    from pipelines.errors import TallgrassError
+    from pipelines.storage import StoreError, clean
+
+    with suppress(OSError, StoreError, TallgrassError):
+        clean(address, name)

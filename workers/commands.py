@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.errors import CertificateFallsShort, JobFileError
+from pipelines.errors import CertificateFallsShort, InputChanged, JobFileError
 from workers.output import asked, command, error_document, hint, print_one, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipelines.plan import Resources
     from pipelines.result import Result
 
@@ -147,19 +149,19 @@ def _run(job: Any, cluster: Any, *, restart: bool) -> "Result":
             if link := dashboard_link(client):
                 listener(Note(f"dashboard: {link}"))
             return execute(job, client=client, listener=listener, resources=promised(cluster), restart=restart)
-    except BaseException:
+    except BaseException as error:
         if job.output is not None:
-            _after_the_end(job.output)
+            _after_the_end(job.output, goes_on=not isinstance(error, InputChanged))
         raise
 
 
-def _after_the_end(output: str) -> None:
+def _after_the_end(output: str, *, goes_on: bool) -> None:
     """Remove what workers wrote while they were being ended, and say what is kept."""
     from pipelines.storage import leftovers, sweep
     from pipelines.units import format_bytes
 
     sweep(output)
-    if "://" not in output and (kept := leftovers(output)):
+    if goes_on and "://" not in output and (kept := leftovers(output)):
         hint(
             f"What was done is kept beside the output ({format_bytes(sum(size for _, size in kept))}): the same "
             f"command goes on from there, and `tallgrass clean {output}` removes it."
@@ -177,11 +179,12 @@ def _spans(job: Any, cluster: Any) -> int | None:
 @command(
     "tallgrass clean results/flights.zarr",
     "tallgrass clean results --dry-run",
+    "tallgrass clean job.yaml",
 )
 @click.argument("places", metavar="PLACE...", nargs=-1, required=True, type=click.Path())
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def clean(places: tuple[str, ...], dry_run: bool) -> None:
-    """Remove what interrupted runs have left: of a result, or of all results in a folder.
+    """Remove what interrupted runs have left: of a result, a job's, or all in a folder.
 
     Results, and what belongs to a run that goes on, stay as they are.
     """
@@ -189,12 +192,24 @@ def clean(places: tuple[str, ...], dry_run: bool) -> None:
     from pipelines.units import format_bytes
 
     remove = storage.leftovers if dry_run else storage.clean
-    found = [one for place in places for output in storage.outputs_at(place) for one in remove(output)]
+    found = [one for place in places for output in _outputs(place) for one in remove(output)]
     verb = "would remove" if dry_run else "removed"
     lines = [f"{verb} {place}" + (f" ({format_bytes(size)})" if size else "") for place, size in found]
     removed = [{"place": place, "bytes": size} for place, size in found]
     document = {"schema": "clean/1", "dry_run": dry_run, "removed": removed}
     print_one(document, "\n".join(lines) or "nothing is left over")
+
+
+def _outputs(place: str) -> "Sequence[str]":
+    """The results that a place means: that of a job file, one, or all in a folder."""
+    from pipelines.jobs.base import address_of
+    from pipelines.load import load_job
+    from pipelines.storage import outputs_at
+
+    if not place.endswith((".yaml", ".yml")):
+        return outputs_at(place)
+    job = load_job(place)
+    return [] if job.output is None else [address_of(job.output, job)]
 
 
 @command(

@@ -1,5 +1,6 @@
 """The Moore–Penrose inverse, from storage to storage, held against the four conditions that define it."""
 
+import uuid
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -143,7 +144,7 @@ def solve(work: Work) -> Outcome:
         made, seen = work.passes(step, system, layout.spans)
         unchanged(tally, seen)
     if target is not None:
-        X = _stored(target, wide=wide)
+        X = _stored(target, getattr(work.inputs.A, "run", "") or uuid.uuid4().hex, wide=wide)
     elif form == "explicit":
         adjoint = made.rows.together(len(R), work.dtype)
         X, arrays["pinv"] = InMemory(adjoint), adjoint if wide else np.ascontiguousarray(adjoint.conj().T)
@@ -213,11 +214,11 @@ def _recipe(work: Work, R: np.ndarray, decision: Decision, full: bool, tally: Ta
     return Recipe(basis, V * filters @ U2.conj().T, V * (filters * s2) @ Vh, cut_off)
 
 
-def _stored(target: Target, *, wide: bool) -> Source:
+def _stored(target: Target, run: str, *, wide: bool) -> Source:
     """The rows of Xᴴ as they are stored."""
     info = describe(target.url)
     rows, columns = info.shape
-    return Stored(info, (0, rows), (0, columns), False, False, target.url, transposed=not wide)
+    return Stored(info, (0, rows), (0, columns), False, False, run, transposed=not wide)
 
 
 def _verified(

@@ -4,6 +4,7 @@ Each function gives what the certificate of its kind would say today.  Nothing i
 but the arrays themselves; only the spectrum of an SVD, whose vectors are measured instead, is that of the certificate.
 """
 
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -152,8 +153,8 @@ def _rows(work: Work, result: Result, name: str, *, across: bool) -> Source:
             f"The {name} of this result belongs to a matrix of {found:,} {what}, and the matrix has {rows:,} now. Run "
             "the job again."
         )
-    columns = (0, shape[1])
-    return Stored(info, (0, shape[0]), columns, False, False, str(result.url), transposed=across, narrow=not across)
+    columns, run = (0, shape[1]), getattr(work.inputs.A, "run", "") or uuid.uuid4().hex
+    return Stored(info, (0, shape[0]), columns, False, False, run, transposed=across, narrow=not across)
 
 
 def _with(certificate: FactorCertificate, held: Held, q: int) -> FactorCertificate:

@@ -1,9 +1,9 @@
 """Stored arrays and results: the only folder that speaks Zarr and object stores."""
 
-from pipelines.storage.answers import StoreError
+from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import ArrayInfo, array_names, describe, local_path, open_array, read_text
 from pipelines.storage.notes import Notes
-from pipelines.storage.parts import flush_part, part_identity, write_columns, write_rows
+from pipelines.storage.parts import flush_part, part_identity, whole_identity, write_columns, write_rows
 from pipelines.storage.places import Writer, checkpoints_of, clean, copy_result, leftovers, outputs_at, sweep
 from pipelines.storage.reader import Reader, reader
 from pipelines.storage.scratch import Scratch
@@ -23,6 +23,7 @@ __all__ = [
     "clean",
     "copy_result",
     "describe",
+    "first_line",
     "flush_part",
     "leftovers",
     "local_path",
@@ -32,6 +33,7 @@ __all__ = [
     "read_text",
     "reader",
     "sweep",
+    "whole_identity",
     "write_columns",
     "write_rows",
 ]

@@ -1,5 +1,6 @@
 """Stored arrays as their metadata describes them: opened, and looked at from outside."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class ArrayInfo:
     """True when chunks are uncompressed files on a local disk, perhaps with a CRC-32C."""
     names: tuple[str, ...]
     """The array's `columns` attribute, when there is one."""
+    metadata: str = ""
+    """A digest of all that decides which numbers its chunks stand for: codecs, fill value, order, ..."""
 
     @property
     def partial(self) -> bool:
@@ -119,8 +122,14 @@ def describe(url: str) -> ArrayInfo:
         url=Address(url), shape=tuple(array.shape), dtype=_native(array, url), chunks=tuple(array.chunks),
         shards=tuple(array.shards) if array.shards else None, zarr_format=array.metadata.zarr_format,
         checksums=any(_checks(codec) for codec in codecs), plain=_is_plain(array, url),
-        names=_names(array.attrs.get("columns")),
+        names=_names(array.attrs.get("columns")), metadata=_digest(array),
     )  # fmt: skip
+
+
+def _digest(array: zarr.Array[Any]) -> str:
+    found: dict[str, Any] = dict(array.metadata.to_dict())
+    found.pop("attributes", None)
+    return hashlib.blake2b(repr(sorted(found.items())).encode(), digest_size=16).hexdigest()
 
 
 def _names(attribute: Any) -> tuple[str, ...]:

@@ -33,6 +33,11 @@ _answered: set[tuple[str, Any]] = set()
 """Hosts or buckets, with their endpoints, that this process has had an answer of."""
 
 
+def stamp_of(meta: Any) -> str:
+    """What changes when an object is written again: size and ETag, or time."""
+    return f"{meta['size']} {meta['e_tag'] or meta['last_modified']}"
+
+
 class PatientStore(ObjectStore[Any]):
     """The objects below an address."""
 
@@ -138,9 +143,13 @@ class PatientStore(ObjectStore[Any]):
 
     def names(self) -> list[str]:
         """The keys of all objects."""
+        return list(self.stamps())
 
-        async def every() -> list[str]:
-            return [entry["path"] for entry in await obstore.list(self.store).collect_async()]
+    def stamps(self) -> dict[str, str]:
+        """The keys of all objects, each with what changes when it is written again."""
+
+        async def every() -> dict[str, str]:
+            return {entry["path"]: stamp_of(entry) for entry in await obstore.list(self.store).collect_async()}
 
         return sync(self._insist("", every))
 

@@ -10,6 +10,7 @@ import zarr
 
 from pipelines.errors import RunFailed
 from pipelines.storage.arrays import local_path, open_store
+from pipelines.storage.objects import PatientStore
 from pipelines.storage.reader import reader
 from pipelines.storage.staging import told
 
@@ -56,7 +57,7 @@ def flush_part(url: str, run: str, start: int, stop: int, *, columns: bool) -> i
         source = reader(url, True, run)
         places = {path / key for key in source.keys(*_region(source.shape, start, stop, columns=columns))}
         for place in [*places, *{folder for file in places for folder in file.parents if path in folder.parents}]:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), told(url):
                 _flush(place)
     return part_identity(url, run, start, stop, columns=columns)
 
@@ -66,6 +67,15 @@ def part_identity(url: str, run: str, start: int, stop: int, *, columns: bool) -
     source = reader(url, True, run)
     every = slice(0, source.shape[0]), slice(0, source.shape[1])
     return source.identity(*_region(source.shape, start, stop, columns=columns), within=every)
+
+
+def whole_identity(url: str, run: str) -> int:
+    """The identity of all of a stored array, from one listing where it lies in an object store."""
+    source = reader(url, True, run)
+    store = open_store(url)
+    known = store.stamps() if isinstance(store, PatientStore) else None
+    every = slice(0, source.shape[0]), slice(0, source.shape[1])
+    return source.identity(*every, within=every, known=known)
 
 
 def _region(shape: tuple[int, int], start: int, stop: int, *, columns: bool) -> tuple[slice, slice]:

@@ -3,11 +3,9 @@
 import ctypes
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import time
@@ -28,7 +26,8 @@ from pipelines.roots import check_allowed
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import local_path, open_store
 from pipelines.storage.objects import PatientStore
-from pipelines.storage.scratch import Scratch
+from pipelines.storage.owners import is_dead, this_process
+from pipelines.storage.scratch import APPEARED, Scratch, bytes_below
 
 ROOT = "zarr.json"
 """The object that makes a group of what lies beside it (Zarr v3)."""
@@ -40,8 +39,6 @@ HERE = -100
 """AT_FDCWD: relative paths start from the current directory."""
 KEPT, CHECKPOINTS = "kept", "checkpoints"
 """In the names of what an interrupted run leaves for the next one: what it has written, and what its spans made."""
-APPEARED = "appeared"
-"""The checkpoint that is left last: a digest of the result that all of them have become."""
 INTERRUPTED = " (interrupted)"
 """Stands in the mark of a run that has let go."""
 TRIES, PAUSE = 20, 0.05
@@ -61,8 +58,12 @@ class Place(Protocol):
     def begin(self) -> None:
         """Make it ours; what a killed run has left here is removed, unless this run goes on from there."""
 
-    def ready(self) -> None:
-        """Called before the first array is written."""
+    @property
+    def checkpoints(self) -> Scratch | None:
+        """Where spans may leave what they made, if a later run will find what this one writes."""
+
+    def array(self, name: str, metadata: bytes) -> None:
+        """Make room for an array; what was written to one of the same metadata stays."""
 
     def commit(self, attributes: Mapping[str, Any], names: Collection[str], *, overwrite: bool) -> None:
         """Make the result appear, with these attributes and arrays; what else lies there is removed."""
@@ -80,6 +81,8 @@ class Writer:
     """True when it goes on where an earlier run was interrupted, and may be interrupted itself."""
     name: str = ""
     """A name that all attempts at one job share; without one, that of this process."""
+    restart: bool = False
+    """True when what an earlier run has done is to be forgotten."""
 
 
 def place_of(url: str, writer: Writer) -> "Folder | Objects":
@@ -95,10 +98,14 @@ def place_of(url: str, writer: Writer) -> "Folder | Objects":
 
 
 def checkpoints_of(url: str) -> Address:
-    """Where the runs of a job leave what later ones may go on from: beside its result."""
-    path = local_path(url)
-    folder, _, name = str(url if path is None else os.path.realpath(path)).rstrip("/").rpartition("/")
-    return Address(f"{folder}/.{name}.{CHECKPOINTS}", getattr(url, "options", {}))
+    """Where the runs of a job leave what later ones may go on from: beside its result, or in a bucket that it fills."""
+    path, options = local_path(url), getattr(url, "options", {})
+    if path is not None:
+        final = Path(os.path.realpath(path))
+        return Address(str(final.with_name(f".{final.name}.{CHECKPOINTS}")), options)
+    scheme, _, rest = url.rstrip("/").partition("://")
+    folder, slash, name = rest.rpartition("/")
+    return Address(f"{scheme}://{folder}/.{name}.{CHECKPOINTS}" if slash else f"{url}/.{CHECKPOINTS}", options)
 
 
 def copy_result(url: str, folder: str) -> None:
@@ -147,11 +154,13 @@ def leftovers(url: str) -> list[tuple[str, int]]:
     return place_of(url, Writer("")).leftovers()
 
 
-def clean(url: str) -> list[tuple[str, int]]:
-    """Remove the leftovers; what belongs to a run that goes on stays."""
-    found = leftovers(url)
-    place_of(url, Writer("")).clean()
-    return found
+def clean(url: str, name: str = "") -> list[tuple[str, int]]:
+    """Remove the leftovers, and say which; what belongs to a run that goes on stays, unless it is the job `name`'s."""
+    place = place_of(url, Writer("", name=name))
+    found = place.leftovers()
+    place.clean()
+    left = {where for where, _ in place.leftovers()}
+    return [one for one in found if one[0] not in left]
 
 
 def outputs_at(place: str) -> list[str]:
@@ -159,21 +168,25 @@ def outputs_at(place: str) -> list[str]:
     path = local_path(place)
     if path is None or not path.is_dir() or (path / ROOT).exists():
         return [place]
-    pattern = re.compile(rf"\.(.+)\.(?:partial-[^.]+|{CHECKPOINTS})")
+    pattern = re.compile(rf"\.(.+)\.(?:partial-{_RUNS}|{CHECKPOINTS})", re.DOTALL)
     found = [pattern.fullmatch(entry.name) for entry in path.iterdir()]
     return [place, *sorted({str(path / match[1]) for match in found if match})]
+
+
+_RUNS = f"(?:{KEPT}|[0-9a-f]{{12}})"
 
 
 class Folder:
     """A hidden folder beside the result; a locked file beside it tells a run that goes on from one that was killed.
 
     A run that resumes has a folder of a fixed name, in which it finds what an earlier one has written.  When another
-    run has that just now, it gets one of its own, and cannot be resumed.
+    run has that just now, or nobody can say whether one has, it gets one of its own, and cannot be resumed.
     """
 
     def __init__(self, url: str, path: Path, writer: Writer) -> None:
         self.url, self.final = url, Path(os.path.realpath(path))
-        self.folder = self._named(KEPT if writer.resumes else writer.run)
+        self._kept, self._made = self._named(KEPT), Scratch(checkpoints_of(url))
+        self.folder = self._kept if writer.resumes else self._named(writer.run)
         self._writer = writer
         self._lock: int | None = None
 
@@ -185,9 +198,8 @@ class Folder:
         return Address(str(self.folder))
 
     @property
-    def resumes(self) -> bool:
-        """True when what this run writes can be found by a later one."""
-        return self.folder == self._named(KEPT)
+    def checkpoints(self) -> Scratch | None:
+        return self._made if self.folder == self._kept else None
 
     def check(self, *, overwrite: bool) -> None:
         if self.final.exists() and not (self.final.is_dir() and not any(self.final.iterdir())):
@@ -195,29 +207,49 @@ class Folder:
 
     def begin(self) -> None:
         self.final.parent.mkdir(parents=True, exist_ok=True)
-        if self.resumes:
-            try:
-                self._lock = _locked(_beside(self.folder, "lock"), wait=False)
-            except BlockingIOError:
-                self.folder = self._named(self._writer.run)
+        if self.checkpoints and not self._taken():
+            self.folder = self._named(self._writer.run)
+        if self._writer.restart or not self._writer.resumes:
+            self._forget()
         self.sweep()
         if self._lock is None:
             self._lock = _locked(_beside(self.folder, "lock"))
-        self.folder.mkdir(exist_ok=self.resumes)
+        self.folder.mkdir(exist_ok=True)
 
-    def ready(self) -> None:
-        pass
+    def _taken(self) -> bool:
+        """Take the folder that is kept; who only looks whether it is held does so for a moment."""
+        for _ in range(TRIES):
+            with suppress(BlockingIOError):
+                self._lock = _locked(_beside(self._kept, "lock"), wait=False)
+                return True
+            time.sleep(PAUSE)
+        return False
+
+    def _forget(self) -> None:
+        """Remove what an earlier run has done, unless another one goes on with it."""
+        if self.folder == self._kept or not _is_locked(_beside(self._kept, "lock")):
+            self._made.remove()
+            shutil.rmtree(self._kept, ignore_errors=True)
+
+    def array(self, name: str, metadata: bytes) -> None:
+        root = self.folder / name / ROOT
+        if not root.is_file() or root.read_bytes() != metadata:
+            shutil.rmtree(root.parent, ignore_errors=True)
+            root.parent.mkdir()
+            root.write_bytes(metadata)
 
     def commit(self, attributes: Mapping[str, Any], names: Collection[str], *, overwrite: bool) -> None:
         for other in self.folder.iterdir():
             if other.name not in names:
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
+        for torn in self.folder.rglob("*.partial"):  # what Zarr had not renamed yet when it was killed
+            torn.unlink()
         zarr.open_group(open_store(self.where), mode="a").attrs.update(dict(attributes))
         _flush(self.folder)
         self.check(overwrite=overwrite)
-        if self.resumes:
+        if self.checkpoints:
             with suppress(OSError):  # where nothing was kept, nothing has to be told
-                Scratch(checkpoints_of(self.url)).write(APPEARED, _digest(self.folder))
+                self._made.write(APPEARED, _digest(self.folder))
         _swap(self.folder, self.final)
         _flush_folder(self.final.parent)
         self._end()  # of the old result, which is in the hidden folder now
@@ -225,7 +257,7 @@ class Folder:
     def discard(self, *, keep: bool) -> None:
         if self._lock is None:
             return
-        if keep and self.resumes:
+        if keep and self.checkpoints:
             os.close(self._lock)
             self._lock = None
             return
@@ -238,6 +270,8 @@ class Folder:
 
     def _end(self) -> None:
         assert self._lock is not None
+        if self.checkpoints:
+            self._made.remove()
         self._remove(self.folder)
         os.close(self._lock)
         self._lock = None
@@ -247,36 +281,36 @@ class Folder:
 
         The one that a run can go on from stays.
         """
-        kept, checkpoints = self._named(KEPT), Scratch(checkpoints_of(self.url))
-        useful = kept.exists() and bool(checkpoints.names()) and checkpoints.read(APPEARED) != _digest(self.final)
-        if not useful and not _is_locked(_beside(kept, "lock")):
-            checkpoints.remove()  # of a run that came to its end, or to nothing
-        self._sweep(kept if useful else None)
+        useful = self._kept.exists() and bool(self._made.names()) and self._made.read(APPEARED) != _digest(self.final)
+        if not useful and not _is_locked(_beside(self._kept, "lock")):
+            self._made.remove()  # of a run that came to its end, or to nothing
+        self._sweep(self._kept if useful else None)
 
     def _sweep(self, kept: Path | None) -> None:
-        mine = f".{glob.escape(self.final.name)}.partial-*"
-        folders = [folder for folder in self.final.parent.glob(mine) if folder.suffix not in (".lock", ".old")]
-        for file in self.final.parent.glob(f"{mine}.lock"):
+        for file in self._beside(".lock"):
             with suppress(OSError), _opened(file, os.O_RDWR) as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._remove(file.with_suffix(""), kept)
-        for folder in folders:
+        for folder in self._beside():
             if not _beside(folder, "lock").exists():
                 self._remove(folder, kept)
 
+    def _beside(self, suffix: str = "") -> list[Path]:
+        """What runs have made beside the result, by its names."""
+        pattern = re.compile(rf"\.{re.escape(self.final.name)}\.partial-{_RUNS}{re.escape(suffix)}")
+        entries = self.final.parent.iterdir() if self.final.parent.is_dir() else ()
+        return sorted(entry for entry in entries if pattern.fullmatch(entry.name))
+
     def leftovers(self) -> list[tuple[str, int]]:
-        mine = f".{glob.escape(self.final.name)}.partial-*"
-        folders = [folder for folder in self.final.parent.glob(mine) if folder.suffix not in (".lock", ".old")]
-        checkpoints = Path(checkpoints_of(self.url))
-        free = [folder for folder in folders if not _is_locked(_beside(folder, "lock"))]
-        if checkpoints.is_dir() and not _is_locked(_beside(self._named(KEPT), "lock")):
+        free = [folder for folder in self._beside() if not _is_locked(_beside(folder, "lock"))]
+        checkpoints = Path(self._made.address)
+        if self._made.is_there() and not _is_locked(_beside(self._kept, "lock")):
             free.append(checkpoints)
-        return [(str(folder), _bytes_below(folder)) for folder in sorted(free)]
+        return [(str(folder), bytes_below(folder)) for folder in sorted(free)]
 
     def clean(self) -> None:
-        kept = _beside(self._named(KEPT), "lock")
-        if not _is_locked(kept):
-            Scratch(checkpoints_of(self.url)).remove()
+        if self._made.is_there() and not _is_locked(_beside(self._kept, "lock")):
+            self._made.remove()
         self._sweep(None)
 
     def _remove(self, folder: Path, kept: Path | None = None) -> None:
@@ -296,19 +330,15 @@ def _digest(result: Path) -> bytes:
 
 
 def _is_locked(file: Path) -> bool:
-    """True while the run that a lock file belongs to goes on."""
+    """True while the run that a lock file belongs to goes on, and where that cannot be known."""
     try:
         with _opened(file, os.O_RDWR) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
+    except OSError:
+        return True
     return False
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _check(url: str, ours: bool, *, overwrite: bool) -> None:
@@ -355,17 +385,17 @@ def _locked(file: Path, *, wait: bool = True) -> int:
     """A file with a lock that the system takes back when this process ends, however it ends.
 
     Raises:
-        BlockingIOError: another process has the lock, and it is not waited for.
+        BlockingIOError: another process has the lock, or may have it, and it is not waited for.
     """
     while True:
         handle = os.open(file, os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        except OSError as error:
+            if wait:  # a file system without locks, where nobody will sweep either
+                return handle
             os.close(handle)
-            raise
-        except OSError:  # a file system without locks, where nobody will sweep either
-            return handle
+            raise BlockingIOError from error
         if file.exists() and os.path.samestat(os.stat(file), os.fstat(handle)):
             return handle
         os.close(handle)  # swept between our two steps: once more
@@ -416,19 +446,19 @@ class Objects:
         assert isinstance(store, PatientStore)
         self._store = store
         self._began = self._cleared = self._found = False
+        self._made = Scratch(checkpoints_of(url))
 
     @property
     def where(self) -> Address:
         return self.url
 
     @property
-    def resumes(self) -> bool:
-        """True when what this run writes can be found by a later one."""
-        return self._writer.resumes
+    def checkpoints(self) -> Scratch | None:
+        return self._made if self._writer.resumes else None
 
     @property
     def _name(self) -> str:
-        return self._writer.name or f"process {os.getpid()} of {platform.node()}"
+        return self._writer.name or this_process()
 
     def check(self, *, overwrite: bool) -> None:
         if (root := self._text(ROOT)) is not None:
@@ -439,36 +469,47 @@ class Objects:
                     f"The output {self.url} is what a run writes, or has left when it was killed, that began {mark}. "
                     "Wait for its end, choose another output, or set `overwrite: true` to write in its place."
                 )
-        elif self._store.names():
+        elif self._names():
             _check(self.url, ours=False, overwrite=overwrite)
 
     def _is_free(self, mark: str) -> bool:
         """True when the writer of a mark is surely over: it said so, or is we, or a process of this machine, dead."""
         writer = mark.partition(" by ")[2]
-        process = re.fullmatch(rf"process (\d+) of {re.escape(platform.node())}", writer)
-        return INTERRUPTED in mark or writer == self._name or (process is not None and not _lives(int(process[1])))
+        return INTERRUPTED in mark or writer == self._name or is_dead(writer)
 
     def begin(self) -> None:
-        self._found = self._writer.resumes and self._text(ROOT) is None and self._text(MARK) is not None
+        forget = self._writer.restart or not self._writer.resumes
+        self._found = not forget and self._text(ROOT) is None and self._text(MARK) is not None
         self._mark("")
         self._began = True
+        if forget:
+            self._made.remove()
 
     def _mark(self, more: str) -> None:
         self._store.write(MARK, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC{more} by {self._name}".encode())
 
-    def ready(self) -> None:
+    def _ready(self) -> None:
         if not self._cleared:
             if not self._found:
                 self._clear(set())
             self._cleared = True
 
+    def array(self, name: str, metadata: bytes) -> None:
+        self._ready()
+        root = f"{name}/{ROOT}"
+        if self._store.read(root) != metadata:
+            if rest := [key for key in self._store.names() if key.startswith(f"{name}/")]:
+                self._store.remove(*rest)
+            self._store.write(root, metadata)
+
     def commit(self, attributes: Mapping[str, Any], names: Collection[str], *, overwrite: bool) -> None:
-        self.ready()
+        self._ready()
         self._clear(set(names))
         written: dict[str, Buffer] = {}
         zarr.open_group(MemoryStore(written), mode="w").attrs.update(dict(attributes))
         self._store.write(ROOT, written[ROOT].to_bytes())
         self._began = False
+        self._made.remove()
         self._store.remove(MARK)
 
     def discard(self, *, keep: bool) -> None:
@@ -477,11 +518,12 @@ class Objects:
             return
         self._began = False
         with suppress(StoreError, OSError):
-            if keep and self.resumes:
+            if keep and self.checkpoints:
                 self._mark(INTERRUPTED)
                 return
             if self._cleared:
                 self._clear(set())
+            self._made.remove()
             self._store.remove(MARK)
 
     def leftovers(self) -> list[tuple[str, int]]:
@@ -489,7 +531,7 @@ class Objects:
         mark = self._text(MARK)
         if mark is not None and not self._is_free(mark):
             return []
-        found = [checkpoints_of(self.url)] if Scratch(checkpoints_of(self.url)).names() else []
+        found = [self._made.address] if self._made.names() else []
         if mark is not None:
             found.append(self.url)
         return [(str(place), 0) for place in found]
@@ -497,14 +539,19 @@ class Objects:
     def clean(self) -> None:
         for place, _ in self.leftovers():
             if place != self.url:
-                Scratch(checkpoints_of(self.url)).remove()
-            elif self._text(ROOT) is None:
+                self._made.remove()
+                continue
+            if self._text(ROOT) is None:
                 self._clear(set())
-                self._store.remove(MARK)
+            self._store.remove(MARK)
+
+    def _names(self) -> list[str]:
+        """What lies there, but for checkpoints in a bucket that the result fills."""
+        return [name for name in self._store.names() if not name.startswith(f".{CHECKPOINTS}/")]
 
     def _clear(self, names: Collection[str]) -> None:
         """Remove everything but the mark and these arrays, the root first: never is half of a result to be seen."""
-        there = self._store.names()
+        there = self._names()
         if ROOT in there:
             self._store.remove(ROOT)
         if rest := [name for name in there if name not in (ROOT, MARK) and name.partition("/")[0] not in names]:
@@ -513,13 +560,3 @@ class Objects:
     def _text(self, name: str) -> str | None:
         data = self._store.read(name)
         return None if data is None else data.decode(errors="replace")
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -6,7 +6,7 @@ job accepts it, also for the inner chunks of a shard, which Zarr's own setting d
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipelines.chunkfiles import CRC_BYTES, ChunkFiles, damaged_letter, unreadab
 from pipelines.errors import BadData
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import codecs_of, describe, local_path, open_array
+from pipelines.storage.objects import stamp_of
 
 EMPTY_INNER_CHUNK = np.uint64(2**64 - 1)
 """Offset and length of an inner chunk that a shard does not hold (Zarr v3 sharding specification)."""
@@ -180,7 +181,9 @@ class Reader:
             )
         return np.frombuffer(raw.to_bytes()[: 16 * count], "<u8").reshape(count, 2)
 
-    def identity(self, rows: slice, columns: slice, within: tuple[slice, slice]) -> int:
+    def identity(
+        self, rows: slice, columns: slice, within: tuple[slice, slice], known: Mapping[str, str] | None = None
+    ) -> int:
         """A number that changes when a stored chunk that begins in this region is written again.
 
         A chunk that begins before the window `within` that is read at all counts for the region it enters first.
@@ -188,7 +191,11 @@ class Reader:
         The sum, modulo 2¹²⁸, of a hash of each chunk's name, size and modification time (or ETag): sums of
         neighbouring regions add up, whatever the order.
         """
-        return sum(_digest(self._stamp(key)) for key in self.keys(rows, columns, within)) % 2**128
+        stamps = (
+            self._stamp(key) if known is None else f"{key} {known.get(key, 'missing')}"
+            for key in self.keys(rows, columns, within)
+        )
+        return sum(map(_digest, stamps)) % 2**128
 
     def keys(self, rows: slice, columns: slice, within: tuple[slice, slice] | None = None) -> Iterator[str]:
         """The store's names of the chunks (or shards) that begin in a region, of all of the array or of a window."""
@@ -206,8 +213,7 @@ class Reader:
                 found = os.stat(path / key)
                 return f"{key} {found.st_size} {found.st_mtime_ns}"
             store: Any = self.array.store
-            meta = store.head(key)
-            return f"{key} {meta['size']} {meta['e_tag'] or meta['last_modified']}"
+            return f"{key} {stamp_of(store.head(key))}"
         except StoreError as error:
             raise BadData(f"The chunk {self.url}/{key} cannot be read: {error}") from None
         except FileNotFoundError:

@@ -1,14 +1,30 @@
 """Small files that a run leaves for the next one: beside its result, or wherever the job says."""
 
 import os
-import shutil
+import re
 import uuid
+from collections.abc import Buffer
 from contextlib import suppress
+from pathlib import Path
 
 from pipelines.addresses import Address
 from pipelines.storage.answers import StoreError
 from pipelines.storage.arrays import local_path, open_store
 from pipelines.storage.objects import PatientStore
+
+APPEARED = "appeared"
+"""The file that is left last: a digest of the result that all others have become."""
+_OURS = re.compile(rf"\.?([0-9a-f]{{32}}|{APPEARED})(\.[0-9a-f]{{8}})?")
+
+
+def bytes_below(folder: Path) -> int:
+    """The size of all files in a folder; what goes away meanwhile has none."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(place, name).lstat().st_size
+    return total
 
 
 class Scratch:
@@ -32,19 +48,22 @@ class Scratch:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def write(self, name: str, data: bytes) -> None:
-        """A file, whole or not at all; a folder that is not there is not made, since nobody else would see it.
+    def write(self, name: str, *data: Buffer) -> None:
+        """A file of these parts, whole or not at all.
+
+        A folder that is not there is not made, since nobody else would see it.
 
         Raises:
             OSError: it cannot be written.
             StoreError: the store does not take it.
         """
         if self._path is None:
-            self._store().write(name, data)
+            self._store().write(name, b"".join(data))
             return
         partial = self._path / f".{name}.{uuid.uuid4().hex[:8]}"
         try:
-            partial.write_bytes(data)
+            with partial.open("wb") as file:
+                file.writelines(data)
             os.replace(partial, self._path / name)
         except BaseException:
             with suppress(OSError):
@@ -52,24 +71,39 @@ class Scratch:
             raise
 
     def names(self) -> list[str]:
-        """All complete files; none where there is no such folder."""
+        """All complete files; none where there is no such folder.
+
+        Raises:
+            OSError: the folder cannot be read.
+            StoreError: the store does not answer.
+        """
+        return [name for name in self._entries() if not name.startswith(".") and _OURS.fullmatch(name)]
+
+    def is_there(self) -> bool:
+        """True for a folder that holds files of ours, and nothing else."""
+        entries = [] if self._path is None else self._entries()
+        return bool(entries) and all(map(_OURS.fullmatch, entries))
+
+    def _entries(self) -> list[str]:
         if self._path is None:
             return self._store().names()
         try:
-            return sorted(name for name in os.listdir(self._path) if not name.startswith("."))
+            return sorted(os.listdir(self._path))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def size(self) -> int:
         """Bytes of all files of a folder; 0 for objects, which would have to be asked for one by one."""
-        if self._path is None or not self._path.is_dir():
-            return 0
-        return sum(file.stat().st_size for file in self._path.iterdir())
+        return 0 if self._path is None else bytes_below(self._path)
 
     def remove(self) -> None:
-        """Take all of it away; never raises, since it is only in the way."""
+        """Take all of it away, and nothing that is not ours; never raises, since it is only in the way."""
         if self._path is not None:
-            shutil.rmtree(self._path, ignore_errors=True)
+            with suppress(OSError):
+                for file in self._path.iterdir():
+                    if _OURS.fullmatch(file.name):
+                        file.unlink()
+                self._path.rmdir()
             return
         with suppress(StoreError, OSError):
             if names := self.names():

@@ -22,7 +22,7 @@ from pipelines.errors import PlanRefused, RunFailed
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import open_store
 from pipelines.storage.places import ROOT, Folder, Writer, place_of
-from pipelines.storage.scratch import Scratch
+from pipelines.storage.scratch import Scratch, bytes_below
 from pipelines.units import format_bytes
 
 COMPRESSORS: dict[str, list[Any]] = {
@@ -59,15 +59,15 @@ class Staging:
         return self._place.where
 
     @property
-    def resumes(self) -> bool:
-        """True when a later run will find what this one has written."""
-        return self._place.resumes
+    def checkpoints(self) -> Scratch | None:
+        """Where spans may leave what they made, if a later run will find what this one has written."""
+        return self._place.checkpoints
 
     def need_space(self, size: int) -> int:
         """Refuse what will not fit on the disk, before anything is read; the bytes that will be left over."""
         if not isinstance(self._place, Folder):
             return NO_LIMIT
-        written = sum(file.stat().st_size for file in self._place.folder.rglob("*") if file.is_file())
+        written = bytes_below(self._place.folder)
         free = shutil.disk_usage(self._place.folder).free
         if free + written < size:
             raise PlanRefused(
@@ -91,12 +91,7 @@ class Staging:
             compressors=self._compressors, config={"write_empty_chunks": True}, fill_value=0, **described,
         )  # fmt: skip
         with told(self.url):
-            self._place.ready()
-            array = Scratch(url)
-            if array.read(ROOT) != metadata[ROOT].to_bytes():
-                array.remove()
-                array.begin()
-                array.write(ROOT, metadata[ROOT].to_bytes())
+            self._place.array(name, metadata[ROOT].to_bytes())
         return url
 
     def put(
