@@ -14,9 +14,10 @@ import numpy as np
 from benchmarks.data import DataSet, stored
 from benchmarks.settings import ROOT, Settings, say
 from pipelines import LeastSquares
-from pipelines.engine import Work, build
+from pipelines.engine import build
 from pipelines.inputs import open_inputs
 from pipelines.matrix import System
+from pipelines.meter import Work
 from pipelines.methods.problem import factor_pass
 from pipelines.passes.verify import Verify
 from pipelines.plan import layout_of

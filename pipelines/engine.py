@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import dask.threaded
@@ -23,9 +23,10 @@ from pipelines.checkpoints import Checkpoints, Place, checkpoints
 from pipelines.errors import BadData, RunFailed
 from pipelines.failures import cluster_state, explain, workers_now
 from pipelines.matrix import InMemory, Span, System, Tally
+from pipelines.meter import Graph, Meter, Work
 from pipelines.passes.base import Pass
 from pipelines.passes.output import Target
-from pipelines.progress import Listener, Note, PassFinished, PassProgress, PassStarted
+from pipelines.progress import Listener, Note
 from pipelines.turns import Turns, served_now
 from pipelines.units import format_seconds
 
@@ -35,7 +36,6 @@ REPORT_EVERY = 0.25
 SOURCES = ("A", "b", "weights")
 """The fields of a System that rows come from."""
 
-Graph = dict[Any, Any]
 Tell = Callable[[int, int], None]
 """Called by a task with its span's number and the rows done of it."""
 
@@ -45,22 +45,6 @@ class Blocks(Protocol):
 
     def part(self, span: Span) -> Any:
         """The array, or the graph's key of it."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A system of rows cut into spans."""
-
-    system: System
-    spans: tuple[Span, ...]
-    row_bytes: int
-    """Bytes of one row of A as stored, decoded."""
-    extra: Graph = field(default_factory=dict)
-    """The graph of the dask arrays that the system's parts come from."""
-
-    @property
-    def rows(self) -> int:
-        return sum(span.stop - span.start for span in self.spans)
 
 
 def walk(step: Pass[Any], system: System, span: Span, tell: Callable[[int], None]) -> tuple[Any, Tally]:
@@ -193,38 +177,6 @@ def graph_of(arrays: Sequence[Any]) -> Graph:
     return graph
 
 
-class Meter:
-    """How far a pass is, from what its tasks say; a span that runs twice counts once."""
-
-    def __init__(self, step: Pass[Any], work: Work, number: int, listener: Listener) -> None:
-        self.name, self.work, self.listener = step.name, work, listener
-        self.began = self.moved = time.monotonic()
-        self.workers, self.memory_bytes, self.fan_in = 0, 0, step.fan_in
-        self._done: dict[int, int] = {}
-        self._lock = threading.Lock()
-        listener(PassStarted(step.name, number, work.rows, work.rows * work.row_bytes, len(work.spans)))
-
-    def tell(self, span: int, rows: int) -> None:
-        """Span number `span` has done `rows` rows."""
-        with self._lock:
-            self._done[span] = max(rows, self._done.get(span, 0))
-            self.moved = time.monotonic()
-
-    def show(self) -> None:
-        """Tell the listener."""
-        with self._lock:
-            rows = sum(self._done.values())
-        seconds = time.monotonic() - self.began
-        self.listener(
-            PassProgress(self.name, rows, rows * self.work.row_bytes, seconds, self.workers, self.memory_bytes)
-        )
-
-    def finish(self) -> None:
-        """The last word."""
-        rows = self.work.rows
-        self.listener(PassFinished(self.name, rows, rows * self.work.row_bytes, time.monotonic() - self.began))
-
-
 _tellers: dict[str, Tell] = {}
 """Runs of this process, for tasks that run in its threads."""
 _limited = threading.Lock()
@@ -296,8 +248,11 @@ class Engine:
         self.loaded, self.unsaved = 0, ""
         """Spans that an earlier run had done, and why some of this one could not be kept."""
 
-    def __call__(self, step: Pass[Any], work: Work) -> tuple[Any, Tally]:
+    def __call__(self, step: Pass[Any], work: Work, again: int = 2) -> tuple[Any, Tally]:
         """The pass's state over all rows of `work`.
+
+        What a span has written may be spoilt by a late twin of its own, which Dask took for dead, or of another run's:
+        the pass is gone over `again` then.
 
         Raises:
             BadData: the data is missing or damaged.
@@ -312,7 +267,9 @@ class Engine:
         self.broke = True
         state, tally = compute(graph, root, run, meter)
         self.broke = False
-        if kept is not None:
+        if kept is not None and kept.targets:
+            if again and not self._is_as_written(kept.targets, tally.wrote):  # spans that hold are not done again
+                return self(step, work, again - 1)
             self._wrote.append((kept.targets, tally.wrote))
         meter.finish()
         self._tell_of_checkpoints(step.name, tally, work)
@@ -337,13 +294,15 @@ class Engine:
     def check_written(self) -> None:
         """Raises RunFailed when a chunk that spans have written is not there, or was written by somebody else."""
         for targets, expected in self._wrote:
-            found = sum(storage.whole_identity(target.url, self.run) for target in targets) % 2**128
-            if found != expected:
+            if not self._is_as_written(targets, expected):
                 raise RunFailed(
                     f"Something else wrote to {targets[0].url} while this job did, or removed a part of it: perhaps "
                     "tasks of a run that was killed, which their cluster had not given up yet. Run the job again: only "
                     "what was spoilt is done once more."
                 )
+
+    def _is_as_written(self, targets: tuple[Target, ...], expected: int) -> bool:
+        return sum(storage.whole_identity(target.url, self.run) for target in targets) % 2**128 == expected
 
     def _in_threads(self, graph: Graph, root: Any, run: str, meter: Meter) -> tuple[Any, Tally]:
         last = [0.0]

@@ -12,7 +12,6 @@ from typing import Any
 
 from pipelines.checkpoints import Place
 from pipelines.engine import Engine, graph_of, one_blas_thread
-from pipelines.engine import Work as Rows
 from pipelines.errors import BadData, InputChanged
 from pipelines.inputs import DaskRows, Inputs, open_inputs
 from pipelines.jobs import Job
@@ -20,6 +19,7 @@ from pipelines.jobs.base import address_of
 from pipelines.kinds import kind_of, resolved
 from pipelines.kinds.base import Outcome, Work
 from pipelines.matrix import Span, System
+from pipelines.meter import Work as Rows
 from pipelines.plan import Plan, Resources, layout_of, plan_of, this_machine
 from pipelines.progress import Listener, Note, ignore
 from pipelines.rates import load_rates

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.engine import Engine, one_blas_thread
-from pipelines.engine import Work as Rows
 from pipelines.errors import BadData, PlanRefused
 from pipelines.execute import NAMES, resources_of
 from pipelines.inputs import open_inputs
@@ -15,6 +14,7 @@ from pipelines.kinds.base import Work
 from pipelines.kinds.recheck import RECHECKS
 from pipelines.load import job_of
 from pipelines.matrix import Span, System
+from pipelines.meter import Work as Rows
 from pipelines.plan import layout_of, plan_of, this_machine
 from pipelines.progress import Listener, ignore
 from pipelines.rates import load_rates

@@ -10,11 +10,12 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipelines import LeastSquares, make_plan, run
-from pipelines.engine import Work, build
+from pipelines.engine import build
 from pipelines.errors import PlanRefused
 from pipelines.inputs import open_inputs
 from pipelines.layout import lay_out
 from pipelines.matrix import System
+from pipelines.meter import Work
 from pipelines.methods.problem import factor_pass
 from pipelines.plan import Resources, layout_of
 from pipelines.rates import NOMINAL

@@ -133,7 +133,7 @@ import numpy as np
 import pipelines.execute
 from pipelines import LeastSquares, open_result, run
 from pipelines.errors import TallgrassError
-from pipelines.storage import Staging, Writer, clean, places
+from pipelines.storage import Staging, Writer, clean, folders
 
 folder, how, exchange = sys.argv[1:]
 out, A = folder + "/out", np.vstack([np.eye(2), np.eye(2)])
@@ -142,7 +142,7 @@ if how != "full":
     CHANGES += ["os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlopen"]
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 if exchange == "no":
-    places._exchanged = lambda new, final: False  # a file system that cannot
+    folders._exchanged = lambda new, final: False  # a file system that cannot
 
 def state():
     '''The number that is stored; None when there is no result.'''

@@ -4,10 +4,11 @@ from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import ArrayInfo, array_names, describe, local_path, open_array, read_text
 from pipelines.storage.notes import Notes
 from pipelines.storage.parts import flush_part, part_identity, whole_identity, write_columns, write_rows
-from pipelines.storage.places import Writer, checkpoints_of, clean, copy_result, leftovers, outputs_at, sweep
+from pipelines.storage.places import clean, copy_result, leftovers, outputs_at, sweep
 from pipelines.storage.reader import Reader, reader
 from pipelines.storage.scratch import Scratch
 from pipelines.storage.staging import Staging, check_output
+from pipelines.storage.writers import Writer, checkpoints_of
 
 __all__ = [
     "ArrayInfo",

@@ -21,8 +21,10 @@ from pipelines.addresses import Address
 from pipelines.errors import PlanRefused, RunFailed
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import open_store
-from pipelines.storage.places import ROOT, Folder, Writer, place_of
+from pipelines.storage.folders import Folder
+from pipelines.storage.places import place_of
 from pipelines.storage.scratch import Scratch, bytes_below
+from pipelines.storage.writers import ROOT, Writer
 from pipelines.units import format_bytes
 
 COMPRESSORS: dict[str, list[Any]] = {
