@@ -453,6 +453,7 @@ def test_a_batch_job_that_ends_is_submitted_again(folder, expected, queue, tmp_p
         assert np.array_equal(solve(folder, client), expected)
 
 
+@pytest.mark.slow
 def test_as_many_batch_jobs_run_as_there_is_work_for(queue, tmp_path):
     with open_cluster(batch(tmp_path, jobs={"maximum": 3})) as client:
         assert len(waiting_or_running()) == 1

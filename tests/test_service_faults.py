@@ -118,6 +118,7 @@ def test_a_job_that_kills_its_own_process_fails_with_the_signal(served, client):
     assert found.error.message.endswith("That happened 3 times, so the job itself is taken for the cause.")
 
 
+@pytest.mark.slow
 def test_sigterm_gives_jobs_back_and_the_next_start_goes_on(served, client):
     ids = [submit(served, client, f"given-back-{number}") for number in range(6)]
     wait_for(lambda: client.job(ids[0]).state is State.RUNNING)

@@ -42,5 +42,5 @@ def test_a_newcomer_gets_half_and_neither_waits_nor_holds_up(one_worker):
     where = [place for place, name in enumerate(order) if name == "second"]
     assert where[0] < 20  # the first has 40 tasks and was there before
     between = order[where[0] : where[-1] + 1]
-    assert between.count("first") >= 6  # it went on meanwhile
+    assert between.count("first") >= 3  # it went on meanwhile: about as often, on a machine that does nothing else
     assert where[-1] < 40
