@@ -138,7 +138,8 @@ CODE = _code()
 @lru_cache
 def _environment() -> tuple[str, ...]:
     """What decides the bits besides the data: our code, the packages that it calculates with, the processor's BLAS."""
-    blas = {f"{one['prefix']} {one['version']} {one.get('architecture')}" for one in threadpool_info()}
+    pools = [one for one in threadpool_info() if one["user_api"] == "blas"]
+    blas = {f"{one['prefix']} {one['version']} {one.get('architecture')}" for one in pools}
     return CODE, *(f"{name} {version(name)}" for name in DECIDE_BITS), *sorted(blas)
 
 
@@ -295,6 +296,6 @@ def _changed(system: System, span: Span, changed: list[tuple[str, str]]) -> str:
     return (
         f"The {what} at {where} changed since this job was interrupted: chunks of rows {span.start:,} to "
         f"{span.stop:,}, which were read then, have been written again or removed. What was done belongs to the old "
-        "numbers. Put these back and run the job again, or begin anew with the new ones: tallgrass run --restart, or "
+        "numbers (size and time of each chunk tell). Begin anew with the new ones: tallgrass run --restart, or "
         "`checkpoints: false` in the job"
     )

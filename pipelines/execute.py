@@ -92,10 +92,9 @@ def run(
 
         with one_blas_thread():
             outcome = kind.solve(Work(job, inputs, layout, passes, staging, plan.warnings))
-        engine.check_written()
         timings = engine.timings | {"total": time.monotonic() - began}
         summary = _summary(job, inputs, plan, outcome, timings) | {"resumed_spans": engine.loaded}
-        return _result(summary, outcome, staging, submission)
+        return _result(summary, outcome, staging, submission, engine.check_written)
     except BaseException as error:
         if staging is not None:
             staging.discard(keep=kept is not None and _worth_keeping(kept, error, engine))
@@ -160,7 +159,11 @@ def resources_of(client: Any) -> Resources:
 
 
 def _result(
-    summary: dict[str, Any], outcome: Outcome, staging: Staging | None, submission: Submission | None
+    summary: dict[str, Any],
+    outcome: Outcome,
+    staging: Staging | None,
+    submission: Submission | None,
+    check: Callable[[], None],
 ) -> Result:
     arrays = dict(outcome.arrays)
     if staging is None:
@@ -170,7 +173,7 @@ def _result(
     if submission is not None:
         summary |= {"submitted": {"id": submission.id, "name": submission.name, "attempt": submission.attempt}}
         submission.before_commit()
-    staging.commit({KEY: summary})
+    staging.commit({KEY: summary}, check)
     return Result(staging.url, summary, arrays, outcome.shortfalls)
 
 

@@ -256,6 +256,8 @@ class System:
     """True when rows that are left out become zeros, so that what is written for the others stays in its place."""
     b_decides: bool = True
     """False when only A tells which rows are left out: NaN in b beside a good row of A is a fault then."""
+    b_as_it_is: bool = False
+    """True when rows of b beside those of A that are left out are not."""
 
     def blocks(self, span: Span) -> Iterator[Block]:
         """The span's rows, the next block being read while the present one is worked on."""
@@ -303,7 +305,8 @@ class System:
         )
         omitted = int(len(good) - good.sum())
         if self.keep_places:
-            kept = replace(slab, a=_zero_but(good, slab.a), b=None if slab.b is None else _zero_but(good, slab.b))
+            b = slab.b if slab.b is None or self.b_as_it_is else _zero_but(good, slab.b)
+            kept = replace(slab, a=_zero_but(good, slab.a), b=b)
         return Block(kept, replace(tally, rows=tally.rows - omitted, omitted=omitted))
 
     def scan(self, block: Block) -> Tally:

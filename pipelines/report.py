@@ -124,8 +124,9 @@ def render_verification(found: Mapping[str, Any]) -> str:
     for number in found["numbers"]:
         stored = "not measured" if number["stored"] is None else f"{number['stored']:.2e}"
         name = number["name"].replace("_", " ")
-        rows.append((name, stored, f"{number['now']:.2e}", "" if number["holds"] else "does not hold"))
-    verdict = "The certificate holds." if found["holds"] else "The certificate does not hold any more."
+        rows.append((name, stored, f"{number['now']:.2e}", "does not hold" if number["holds"] is False else ""))
+    verdicts = {True: "The certificate holds.", False: "The certificate does not hold any more."}
+    verdict = verdicts.get(found["holds"], "The job measured nothing (`verify: false`); these are the numbers now.")
     changed = " and the ".join(found["changed"])
     note = f"note: chunks of the {changed} were written since the result was made." if changed else ""
     return "\n\n".join(filter(None, [verdict, _table(rows, {0, 3}), note and _wrapped(note, hanging="      ")]))

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.engine import Engine, one_blas_thread
+from pipelines.engine import Engine, graph_of, one_blas_thread
 from pipelines.errors import BadData, PlanRefused
 from pipelines.execute import NAMES, resources_of
-from pipelines.inputs import open_inputs
+from pipelines.inputs import DaskRows, open_inputs
 from pipelines.kinds.base import Work
 from pipelines.kinds.recheck import RECHECKS
 from pipelines.load import job_of
@@ -39,15 +39,16 @@ class Number:
     stored: float | None
     """What the certificate says; None where the job was not asked to measure it."""
     now: float
-    holds: bool
+    holds: bool | None
+    """None when there is nothing to compare with."""
 
 
 @dataclass(frozen=True)
 class Verification:
     """What a read of the input says of a stored result."""
 
-    holds: bool
-    """True when each number is as good as the certificate says, and the rank is the same."""
+    holds: bool | None
+    """True when each number is as good as the certificate says, and the rank is the same; None where it says none."""
     rank: tuple[int, int]
     """As stored, and as found now."""
     numbers: tuple[Number, ...]
@@ -84,19 +85,21 @@ def verify(result: Result | str, client: Any = None, listener: Listener = ignore
         )
     inputs = open_inputs(job, uuid.uuid4().hex[:12])
     layout = layout_of(job, inputs)
+    inputs = inputs.cut(layout)
     resources = resources_of(client) if client else this_machine()
     plan = plan_of(job, inputs, layout, resources, load_rates())
     engine = Engine(client, listener, job.no_progress_timeout, resources.threads)
+    extra = graph_of([source.array for source in inputs.sources if isinstance(source, DaskRows)])
 
     def passes(step: Any, system: System, spans: tuple[Span, ...]) -> Any:
-        return engine(step, Rows(system, spans, layout.shape.row_bytes))
+        return engine(step, Rows(system, spans, layout.shape.row_bytes, extra))
 
     with one_blas_thread():
         certificate, identity = RECHECKS[job.kind](Work(job, inputs, layout, passes, None, plan.warnings), found)
     before = found.certificate
     numbers = tuple(_numbers(before.to_dict(), certificate.to_dict(), certificate.n))
     return Verification(
-        holds=all(number.holds for number in numbers) and before.rank == certificate.rank,
+        holds=_all_hold(numbers, before.rank == certificate.rank),
         rank=(before.rank, certificate.rank),
         numbers=numbers,
         changed=tuple(_changed(found.summary, identity)),
@@ -128,9 +131,16 @@ def _numbers(before: Mapping[str, Any], now: Mapping[str, Any], n: int) -> Any:
             yield Number(part or name, then, float(value), _holds(name, then, float(value), n))
 
 
-def _holds(name: str, stored: float | None, now: float, n: int) -> bool:
-    if stored is None or not math.isfinite(now):
-        return math.isfinite(now)
+def _all_hold(numbers: tuple[Number, ...], same_rank: bool) -> bool | None:
+    compared = [number.holds for number in numbers if number.holds is not None]
+    return (all(compared) and same_rank) if compared else None
+
+
+def _holds(name: str, stored: float | None, now: float, n: int) -> bool | None:
+    if stored is None:
+        return None
+    if math.isinf(stored):
+        return not math.isnan(now)
     least = ROUNDINGS * U * math.sqrt(max(n, 1))
     return now <= SAME * stored + least if name in SUMMED else now <= max(least, WORSE * stored)
 

@@ -137,3 +137,22 @@ def test_an_answer_that_does_not_fit_into_its_type_is_refused():
         run(LeastSquares(matrix=A, rhs=b, dtype="float32"))
     with pytest.raises(BadData, match=r"An entry of the answer is 1.0e\+39"):
         run(LeastSquares(matrix=A.T, rhs=b[:3], dtype="float32"))
+
+
+@pytest.mark.parametrize(("rank", "n"), [(1, 20), (1, 300), (2, 200), (1, 2000)])
+def test_digits_taken_outside_the_span_of_the_rows_are_not_promised(rank, n):
+    random = np.random.default_rng(rank + n)
+    A = random.standard_normal((max(400, n + 100), rank)) @ random.standard_normal((rank, n))
+    b = random.standard_normal(len(A))
+    result = run(LeastSquares(matrix=A, rhs=b, dtype="float32"))
+    exact = np.linalg.pinv(A, rcond=1e-10) @ b
+    error = np.linalg.norm(result.x - exact) / np.linalg.norm(exact)
+    assert 1e-9 < error <= result.certificate.forward_error_bound < 1e-6
+
+
+def test_an_answer_that_vanishes_in_its_type_promises_nothing():
+    A = np.full((3, 300), 1e30) * np.random.default_rng(0).uniform(0.5, 1, (3, 300))
+    result = run(LeastSquares(matrix=A, rhs=np.array([1.0, 2.0, 3.0]) * 1e-30, dtype="float32"))
+    assert not result.x.any()
+    assert result.certificate.correct_digits == 0
+    assert result.certificate.forward_error_bound == np.inf

@@ -25,7 +25,7 @@ from pipelines.passes.output import Rows, Target
 from pipelines.passes.project import Projected
 from pipelines.plan import Resources, plan_of
 from pipelines.progress import Note
-from pipelines.storage import Scratch, Staging, Writer, checkpoints_of, clean, leftovers, open_array, sweep
+from pipelines.storage import Scratch, Staging, Writer, checkpoints_of, clean, folders, leftovers, open_array, sweep
 from pipelines.storage.arrays import open_store
 from pipelines.storage.owners import _started, this_process
 from tests.conftest import environment, stored, written
@@ -540,6 +540,35 @@ def test_a_task_of_a_dead_run_that_writes_late_is_found_out(data, tmp_path, monk
     result = once(broken)
     assert result.summary["resumed_spans"] == 3 * result.summary["plan"]["spans"] - 1
     assert arrays(broken.output) == arrays(tmp_path / "whole")
+
+
+def test_a_late_write_is_found_out_until_the_last_moment(data, tmp_path, monkeypatch):
+    broken = job(data, "qr", tmp_path / "out")
+    real = folders._flush
+
+    def late(folder):
+        real(folder)
+        zarr.open_array(f"{folder}/Q", mode="r+")[300:400] = 5.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "_flush", late)
+        with pytest.raises(RunFailed, match="Something else wrote to"):
+            once(broken)
+    assert not (tmp_path / "out").exists()
+    once(broken)
+    assert hidden(tmp_path) == []
+
+
+def test_who_is_faster_is_never_replaced_without_leave(tmp_path, monkeypatch):
+    first, second = (Staging(f"{tmp_path}/x", Writer(run), overwrite=False) for run in ("111111111111", "222222222222"))
+    for staging in (first, second):
+        staging.put("x", np.ones(3), ("column",))
+    summary = {"schema": "result/1", "certificate": {"statement": ""}}
+    with pytest.raises(PlanRefused, match=r"holds a result already\. Nothing was changed"):
+        first.commit({"tallgrass": summary}, lambda: second.commit({"tallgrass": summary | {"by": "second"}}))
+    first.discard()
+    assert zarr.open_group(f"{tmp_path}/x").attrs["tallgrass"]["by"] == "second"
+    assert hidden(tmp_path) == []
 
 
 def test_a_twin_of_a_task_that_writes_late_costs_a_second_look_and_not_the_run(data, tmp_path, monkeypatch):

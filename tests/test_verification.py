@@ -116,6 +116,138 @@ def test_a_wide_solution_that_is_not_the_shortest_does_not_hold(data, tmp_path):
     assert {number.name for number in found.numbers if not number.holds} == {"backward_error", "forward_error_bound"}
 
 
+def wide_of(condition, seed=0):
+    random = np.random.default_rng(seed)
+    U, _, Vh = np.linalg.svd(random.standard_normal((8, 300)), full_matrices=False)
+    return (U * np.geomspace(1, 1 / condition, 8)) @ Vh, random
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6, 1e10, 1e13])
+def test_a_wide_solution_holds_at_any_condition_number_and_zeros_do_not(tmp_path, condition):
+    A, random = wide_of(condition)
+    fields = {"matrix": stored(tmp_path / "A", A, (8, 50)), "output": f"{tmp_path}/out",
+              "rhs": stored(tmp_path / "b", A @ random.standard_normal((300, 2)))}  # fmt: skip
+    run(job_of({"kind": "least_squares"} | fields))
+    assert verify(f"{tmp_path}/out").holds
+    array = zarr.open_array(f"{tmp_path}/out/x", mode="r+", config={"write_empty_chunks": True})
+    array[:, 1] = 0
+    assert not verify(f"{tmp_path}/out").holds
+    array[...] = 0
+    assert not verify(f"{tmp_path}/out").holds
+
+
+def test_a_wide_deficient_solution_holds_and_a_longer_one_does_not(tmp_path):
+    A, random = wide_of(1e3)
+    A[5] = A[0] - 2 * A[3]
+    fields = {"matrix": stored(tmp_path / "A", A, (8, 50)), "output": f"{tmp_path}/out",
+              "rhs": stored(tmp_path / "b", random.standard_normal(8))}  # fmt: skip
+    assert run(job_of({"kind": "least_squares"} | fields)).certificate.rank == 7
+    assert verify(f"{tmp_path}/out").holds
+    array = zarr.open_array(f"{tmp_path}/out/x", mode="r+")
+    array[...] = array[...] * 1.0 + 1e-9 * np.abs(array[...]).max() * random.standard_normal(300)
+    assert not verify(f"{tmp_path}/out").holds
+
+
+@pytest.mark.parametrize("shape", [(20, 4), (4, 20)])
+def test_the_solution_of_nothing_is_nothing(tmp_path, shape):
+    fields = {"matrix": stored(tmp_path / "A", np.zeros(shape), shape), "output": f"{tmp_path}/out",
+              "rhs": stored(tmp_path / "b", np.ones(shape[0]))}  # fmt: skip
+    run(job_of({"kind": "least_squares"} | fields))
+    assert verify(f"{tmp_path}/out").holds
+    zarr.open_array(f"{tmp_path}/out/x", mode="r+")[...] = 5.0
+    assert not verify(f"{tmp_path}/out").holds
+
+
+def test_a_deficient_solution_that_is_not_the_shortest_does_not_hold(data, tmp_path):
+    run(job(data, "least_squares, deficient", tmp_path / "out"))
+    array = zarr.open_array(f"{tmp_path}/out/x", mode="r+")
+    null = np.zeros(N)
+    null[[1, 3, 7]] = 1.0, -1.0, -1.0  # A null = 0
+    array[...] = array[...] + 1e-3 * np.abs(array[...]).max() * null[:, None]
+    assert not verify(f"{tmp_path}/out").holds
+
+
+@pytest.mark.parametrize("condition", [1e10, 1e13])
+def test_a_bound_of_infinity_holds_when_it_was_one(tmp_path, condition):
+    U, _, Vh = np.linalg.svd(np.random.default_rng(2).standard_normal((300, 6)), full_matrices=False)
+    fields = {"matrix": stored(tmp_path / "A", (U * np.geomspace(1, 1 / condition, 6)) @ Vh, (50, 6)),
+              "rhs": stored(tmp_path / "b", np.ones(300)), "output": f"{tmp_path}/out", "dtype": "float32"}  # fmt: skip
+    run(job_of({"kind": "least_squares"} | fields))
+    assert verify(f"{tmp_path}/out").holds
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_truncated_pseudoinverses_hold(tmp_path, seed):
+    random = np.random.default_rng(seed)
+    A = random.standard_normal((300, 4)) @ random.standard_normal((4, 9))
+    output = f"{tmp_path}/out"
+    run(job_of({"kind": "pseudoinverse", "form": "explicit", "matrix": stored(tmp_path / "A", A, (50, 9)),
+                "output": output}))  # fmt: skip
+    found = verify(output)
+    assert found.holds
+    assert all(number.now < 1e-12 for number in found.numbers)
+    spoil(output, "pinv", 1 + 1e-9)
+    assert not verify(output).holds
+
+
+@pytest.mark.parametrize("shape", [(20_000, 6), (3000, 64), (6, 20_000)])
+def test_factors_in_few_digits_hold_with_the_digits_that_they_have(tmp_path, shape):
+    A = np.random.default_rng(3).standard_normal(shape)
+    output = f"{tmp_path}/out"
+    fields = {"matrix": stored(tmp_path / "A", A, (1000, shape[1]) if shape[0] > 6 else (6, 1000)), "output": output}
+    made = run(job_of({"kind": "svd", "vectors": "both", "dtype": "float32"} | fields))
+    assert verify(output).holds
+    truth = [np.linalg.norm(Q.T @ Q - np.eye(Q.shape[1]))
+             for Q in (made["U"].astype(float), made["Vt"].astype(float).T)]  # fmt: skip
+    np.testing.assert_allclose(made.certificate.orthogonality, max(truth), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "array", "place"), [
+    ("qr, rows left out", "Q", (5, slice(None))),
+    ("pseudoinverse, rows left out", "pinv", (slice(None), 5)),
+])  # fmt: skip
+def test_what_stands_where_rows_were_left_out_has_to_be_zero(data, tmp_path, monkeypatch, name, array, place):
+    more = {"matrix": "gaps", "nan": "omit_rows", "form": "explicit"}
+    monkeypatch.setitem(KINDS, "pseudoinverse, rows left out", more)
+    run(job(data, name, tmp_path / "out"))
+    assert verify(f"{tmp_path}/out").holds
+    for value in (7.0, np.nan):
+        zarr.open_array(f"{tmp_path}/out/{array}", mode="r+")[place] = value
+        assert not verify(f"{tmp_path}/out").holds
+
+
+def test_a_ridge_inverse_with_more_than_it_needs_does_not_hold(tmp_path):
+    A = np.random.default_rng(3).standard_normal((60, 4))
+    A[5] = 0
+    output = f"{tmp_path}/out"
+    run(job_of({"kind": "pseudoinverse", "form": "explicit", "ridge": 1.0, "output": output,
+                "matrix": stored(tmp_path / "A", A, (20, 4))}))  # fmt: skip
+    assert verify(output).holds
+    zarr.open_array(f"{output}/pinv", mode="r+")[:, 5] = 7.0  # X A stays as it is
+    assert not verify(output).holds
+
+
+def test_where_nothing_was_measured_there_is_nothing_to_hold(data, tmp_path, command):
+    run(job(data, "qr", tmp_path / "out", verify=False))
+    found = verify(f"{tmp_path}/out")
+    assert found.holds is None
+    assert all(number.holds is None and number.now < 1e-13 for number in found.numbers)
+    done = command("verify", "out")
+    assert done.returncode == 0
+    assert done.stdout.startswith("The job measured nothing (`verify: false`); these are the numbers now.")
+
+
+def test_arrays_that_live_elsewhere_now_are_given_with_a_job(tmp_path):
+    import dask.array
+
+    A, b = np.random.default_rng(3).standard_normal((60, 4)), np.ones(60)
+    made = job_of({"kind": "least_squares", "matrix": A, "rhs": b, "output": f"{tmp_path}/out"})
+    run(made)
+    lazy = {"matrix": dask.array.from_array(A, (20, 2)), "rhs": dask.array.from_array(b, 7)}
+    for again in (made, made.model_copy(update=lazy)):
+        assert verify(f"{tmp_path}/out", job=again).holds
+
+
 def test_an_input_that_was_written_since_is_told_and_measured(data, tmp_path):
     A = np.random.default_rng(1).standard_normal((200, 3))
     fields = {"kind": "least_squares", "matrix": stored(tmp_path / "A", A, (50, 3)), "output": f"{tmp_path}/out",

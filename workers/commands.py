@@ -246,7 +246,7 @@ def verify(result: str, cluster_file: str | None) -> None:
     with watching(asked("quiet")) as listener, open_cluster(load_cluster(cluster_file)) as client:
         found = verified(result, client, listener)
     print_one({"schema": "verification/1", "result": result} | found.to_dict(), render_verification(found.to_dict()))
-    if not found.holds:
+    if found.holds is False:
         click.get_current_context().exit(CertificateFallsShort.exit_code)
 
 

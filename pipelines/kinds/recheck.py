@@ -16,10 +16,11 @@ from pipelines.kinds.base import Work
 from pipelines.kinds.factors import certificate_of, tolerance_of
 from pipelines.kinds.least_squares import problem_of
 from pipelines.kinds.pseudoinverse import PROBES, SEED, decided
-from pipelines.matrix import Source, Stored, Tally
+from pipelines.kinds.svd import off_orthonormal
+from pipelines.matrix import Source, Stored, System, Tally
 from pipelines.methods import tsqr
 from pipelines.methods.orthonormal import factor
-from pipelines.methods.problem import Measured, check, frobenius, unchanged
+from pipelines.methods.problem import Measured, check, factor_pass, frobenius, unchanged
 from pipelines.methods.tsqr_wide import measure_wide
 from pipelines.passes.beside import Beside, Held, Probe, Probed
 from pipelines.passes.invert import Checked, Penrose
@@ -64,10 +65,10 @@ def svd(work: Work, result: Result) -> Rechecked:
     if work.job.vectors != "both":
         raise PlanRefused(_again(f"an SVD with `vectors: {work.job.vectors}`"))
     s, wide = result["s"], work.layout.shape.wide
-    Vh = result["U"].conj().T if wide else result["Vt"]
+    Vh = (result["U"].conj().T if wide else result["Vt"]).astype(work.layout.shape.dtype)
     held, tally = _beside(work, result, "Vt" if wide else "U", s[:, None] * Vh, across=wide)
     found = _with(_before(result), held, len(s))
-    small = float(np.linalg.norm(Vh @ Vh.conj().T - np.eye(len(s))))
+    small = off_orthonormal(Vh)
     return replace(found, orthogonality=max(found.orthogonality or 0.0, small)), tally.identity
 
 
@@ -87,7 +88,7 @@ def pseudoinverse(work: Work, result: Result) -> Rechecked:
     R, tally = factor(work.passes, work.system(), layout)
     decision, _ = decided(work, R, tally.rows)
     X = _rows(work, result, "pinv", across=not layout.shape.wide)
-    system = replace(work.system(X), block_rows=max(layout.block_rows, layout.out_rows))
+    system = _side_by_side(work, X)
     dtype = np.result_type(layout.shape.dtype, X.dtype)
     probed: Probed
     probed, _ = work.passes(Probe(len(R), PROBES, SEED, dtype, layout.slab_rows), system, layout.spans)
@@ -96,15 +97,18 @@ def pseudoinverse(work: Work, result: Result) -> Rechecked:
     unchanged(tally, replace(later, identity=(later.identity[0], 0, 0)))
     certificate = replace(certificate_of(work, decision, tally), verified=True)
     U, s, Vh = np.linalg.svd(R) if R.size else (R, np.zeros(0), R)
+    probe = float(np.sqrt(seen.skew.mean())) if len(seen.skew) else 0.0
     if job.ridge:
         XA = (Vh.conj().T * (s**2 / (s**2 + job.ridge))) @ Vh
-        return replace(certificate, ridge_error=float(np.linalg.norm(seen.XA - XA))), tally.identity
+        error = float(np.linalg.norm(seen.XA - XA))
+        # AX is Hermitian too; what X adds to that, no XA shows.
+        return replace(certificate, ridge_error=max(error, probe)), tally.identity
     excess, r = seen.XA - np.eye(len(R)), decision.rank
     kept = (U[:, :r] * s[:r]) @ Vh[:r]
-    # ‖(XA − I) X‖² is the trace of (XA − I) X Xᴴ (XA − I)ᴴ.
-    left = float(np.sqrt(max(np.trace(excess @ probed.XX @ excess.conj().T).real, 0.0)))
-    size = float(np.sqrt(max(np.trace(probed.XX).real, 0.0)))
-    probe = float(np.sqrt(seen.skew.mean())) if len(seen.skew) else 0.0
+    # With Xᴴ = Q Rₓ: ‖(XA − I) X‖ = ‖(XA − I) Rₓᴴ‖.
+    triangle, _ = work.passes(replace(factor_pass(layout), name="factor-X"), replace(work.system(), A=X), layout.spans)
+    Rx = np.triu(triangle.R)
+    left, size = float(np.linalg.norm(excess @ Rx.conj().T)), float(np.linalg.norm(Rx))
     summed = float(np.linalg.norm(seen.XA - seen.XA.conj().T))
     penrose = {
         "AXA = A": float(np.linalg.norm(kept @ excess)) / (frobenius(kept) or 1.0),
@@ -130,11 +134,17 @@ def _beside(work: Work, result: Result, name: str, F: np.ndarray, *, across: boo
     layout = work.layout
     Y = _rows(work, result, name, across=across)
     dtype = np.result_type(layout.shape.dtype, Y.dtype, F.dtype)
-    system = replace(work.system(Y), block_rows=max(layout.block_rows, layout.out_rows), b_decides=False)
+    system = _side_by_side(work, Y)
     held: Held
     held, tally = work.passes(Beside(F.astype(dtype), dtype, layout.slab_rows), system, layout.spans)
     check(tally, wide=layout.shape.wide)
     return held, tally
+
+
+def _side_by_side(work: Work, Y: Source) -> System:
+    """A beside a stored answer; rows of A that are left out are zeros, and those of the answer have to be."""
+    rows = max(work.layout.block_rows, work.layout.out_rows)
+    return replace(work.system(Y), block_rows=rows, b_decides=False, b_as_it_is=True)
 
 
 def _rows(work: Work, result: Result, name: str, *, across: bool) -> Source:

@@ -24,7 +24,7 @@ from pipelines.methods.problem import (
 from pipelines.methods.tsqr_wide import solve_wide
 from pipelines.passes.verify import Leftover, Verify
 from pipelines.small.backward import UNSEEN, U, forward_bounds, optimal_backward_errors
-from pipelines.small.inverse import Inverse, decide, with_ridge
+from pipelines.small.inverse import Inverse, MinimumNorm, decide, with_ridge
 from pipelines.small.rank import Decision, column_norms, column_scales, largest_singular_value
 from pipelines.small.rounding import rounded, unit
 
@@ -34,6 +34,8 @@ LONG_STEP = 1e-12
 """A refinement step shorter than this, relative to x, is not worth another pass."""
 NOISE_STEPS = 10.0
 """A step this many times longer than the rounding error of Aᴴr makes it is a step, and not that error."""
+UNSEEN_PART = 8.0
+"""Roundoffs, times √n, of x outside the rows' span that are those of measuring it."""
 GOOD = 8.0
 """Backward errors up to this many roundoffs, times √n, are as good as LAPACK's."""
 
@@ -121,7 +123,13 @@ def _leftover(
     forward = _forward(R, decision, g, rss, x)
     # Where all of x fell below the smallest float, its relative error is 1: seen by an Aᴴb above its own rounding.
     lost = ~x.any(axis=0) & (np.linalg.norm(step.D[:, None] * g, axis=0) > NOISE_STEPS * U * np.sqrt(left.noise))
-    measured = Measured(left.rss, np.maximum(backward, U), np.where(lost, np.inf, forward))
+    backward, forward = np.maximum(backward, U), np.where(lost, np.inf, forward)
+    if isinstance(inverse, MinimumNorm):  # no residual shows what of x no row of A sees
+        rest, norms = np.linalg.norm(x - inverse.Q @ (inverse.Q.conj().T @ x), axis=0), np.linalg.norm(x, axis=0)
+        outside = np.where(norms > 0, rest / np.where(norms > 0, norms, 1), 0.0)
+        outside[outside < UNSEEN_PART * U * np.sqrt(len(x))] = 0  # rounding of this very sum
+        backward, forward = backward + outside, forward + outside
+    measured = Measured(left.rss, backward, forward)
     uneven = (left.heaviest / left.lightest) ** 0.5 if left.lightest < np.inf else 1.0
     noise = U * np.sqrt(left.noise) * decision.scaled_inverse**2
     return measured, inverse.normal(g), noise, uneven

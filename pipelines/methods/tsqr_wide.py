@@ -15,6 +15,7 @@ from pipelines.errors import BadData
 from pipelines.kernels.basis import Basis
 from pipelines.kernels.sweep import squares
 from pipelines.matrix import Source, Tally, square_roots
+from pipelines.methods.orthonormal import orthonormal, right_basis
 from pipelines.methods.problem import (
     Measured,
     Problem,
@@ -37,6 +38,8 @@ from pipelines.small.backward import UNSEEN, U, forward_bounds
 from pipelines.small.inverse import FullRank, Inverse, MinimumNorm, decide, with_ridge
 from pipelines.small.rank import Decision, column_norms, column_scales, largest_singular_value
 
+NO_SLOPE = 64.0
+"""Roundoffs, times √m, below which Aᴴr counts as zero."""
 STEEP = 1e7
 """Condition numbers above this need the second factor: a step of refinement gains a factor of κ²u at the most."""
 
@@ -74,39 +77,52 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
         with np.errstate(divide="ignore", invalid="ignore"):
             longer = np.where(norm_x > 0, measured.forward * whole / norm_x, np.where(whole > 0, np.inf, 0.0))
         measured = replace(measured, forward=longer)
-    return replace(solution, measured=_with_rounding(measured, last.xx, last.lost))
+    return replace(solution, measured=_with_rest(measured, triangle.R, y, last.xx, last.lost))
 
 
 def measure_wide(problem: Problem, engine: Runs, x: Source) -> Solution:
     """What `solve_wide` says of its x, of one that is stored (n, k): is it a solution, and is none shorter?
 
-    x is the shortest when it lies in the span of the rows, x = Aᴴ y; with b + r its right-hand side, y solves
-    A Aᴴ y = A x, and one more read measures ‖x − Aᴴ y‖.
+    x is the shortest when it lies in the span of the rows.  An orthonormal basis Q of that, made as for a
+    pseudoinverse, says what lies outside, ‖x − Q Qᴴx‖, at any condition number.
     """
     problem, b, omitted = _equations(problem, engine)
     layout, spans = problem.layout, problem.layout.spans
     triangle, tally = engine(factor_pass(layout), problem.system, spans)
     check(tally, wide=True)
     decision, inverse = _decide_wide(problem, triangle.R, layout.shape.rows)
+    R = triangle.R
+    if decision.rank < len(R):
+        _, s, Vh = np.linalg.svd(R)
+        within = right_basis(Vh[: decision.rank], s[: decision.rank])
+    else:
+        within = Basis(np.asfortranarray(np.triu(R)))
+    basis = orthonormal(engine, problem.system, layout, within, tally)
     beside = replace(problem.system, b=x)
-    step = Outside(np.zeros(b.shape, b.dtype), layout.shape.dtype, layout.slab_rows, name="multiply")
-    first, _ = engine(step, beside, spans)
-    last, seen = engine(replace(step, y=inverse.normal(first.Ax), name="verify"), beside, spans)
+    step = Outside(basis, np.zeros((basis.rank, b.shape[1]), b.dtype), layout.shape.columns, b.dtype, layout.slab_rows)
+    first, _ = engine(replace(step, name="project"), beside, spans)
+    last, seen = engine(replace(step, c=first.Qx), beside, spans)
     unchanged(tally, replace(seen, identity=(seen.identity[0], 0, 0)))
     r = b - last.Ax
-    measured = _measured_wide(triangle.R, r, Combined(last.Ax, last.xx, last.outside), decision)
+    measured = _measured_wide(R, r, Combined(last.Ax, last.xx, last.outside), decision)
+    measured = _with_rest(measured, R, inverse.normal(last.Ax), last.xx, last.outside)
     return Solution(
         x=None, rss=squares(r), b_norm=np.linalg.norm(b, axis=0), decision=decision, R=triangle.R,
-        a_norm=frobenius(triangle.R), measured=_with_rounding(measured, last.xx, last.outside), refined=False,
+        a_norm=frobenius(triangle.R), measured=measured, refined=False,
         rows=layout.shape.columns - omitted, omitted=omitted, uneven_rows=None, identity=tally.identity,
     )  # fmt: skip
 
 
-def _with_rounding(measured: Measured, xx: np.ndarray, outside: np.ndarray) -> Measured:
-    """What a narrower number type takes from x may lie outside the rows' span, where no residual shows it."""
+def _with_rest(measured: Measured, R: np.ndarray, y: np.ndarray, xx: np.ndarray, outside: np.ndarray) -> Measured:
+    """With what of x = Aᴴy + e lies outside the rows' span, as far as is known, where no residual shows it.
+
+    x is in the span of the rows of A + y eᴴ / ‖y‖², so the backward error grows by ‖e‖ / (‖y‖ ‖A‖_F).
+    """
+    rest, length = np.sqrt(outside), np.linalg.norm(y, axis=0) * frobenius(R)
     with np.errstate(divide="ignore", invalid="ignore"):
-        lost = np.where(xx > 0, np.sqrt(outside / xx), 0.0)
-    return replace(measured, backward=measured.backward + lost, forward=measured.forward + lost)
+        backward = np.where(rest > 0, np.minimum(rest / length, 1.0), 0.0)
+        forward = np.where(rest > 0, rest / np.sqrt(xx), 0.0)
+    return replace(measured, backward=measured.backward + backward, forward=measured.forward + forward)
 
 
 def _refined(
@@ -206,7 +222,13 @@ def _measured_wide(R: np.ndarray, r: np.ndarray, last: Combined, decision: Decis
             absolute = np.where(norm_r > 0, omega * part / norm_r, 0.0)
     absolute = np.where(norm_x > 0, absolute, 0.0)
     backward = np.maximum(absolute / (frobenius(R) or 1.0), U)
-    return Measured(norm_r**2, backward, _forward(R, r, absolute, norm_x, decision))
+    forward = _forward(R, r, absolute, norm_x, decision)
+    # x = 0 is the answer where Aᴴr is nothing but rounding, ‖Aᴴr‖ = ‖R r‖; elsewhere it is not one at all.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = np.linalg.norm(R @ r, axis=0) / (norm_r * (frobenius(R) or 1.0))
+    wrong = (norm_x == 0) & (slope > NO_SLOPE * U * np.sqrt(max(1, len(R))))
+    backward, forward = np.where(wrong, np.maximum(backward, slope), backward), np.where(wrong, np.inf, forward)
+    return Measured(norm_r**2, backward, forward)
 
 
 def _forward(R: np.ndarray, r: np.ndarray, absolute: np.ndarray, norm_x: np.ndarray, decision: Decision) -> np.ndarray:

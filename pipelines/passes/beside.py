@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.kernels.basis import Basis
 from pipelines.kernels.gaussian import gaussian
-from pipelines.kernels.scratch import adjoint, norm2, product
+from pipelines.kernels.scratch import norm2, product
 from pipelines.kernels.sweep import squares
 from pipelines.matrix import Slab
 from pipelines.passes.base import LaterPass
@@ -61,8 +62,6 @@ class Probed:
     """X Ω of random columns, (n, s)."""
     AW: np.ndarray
     """AᴴΩ, (n, s)."""
-    XX: np.ndarray
-    """X Xᴴ, (n, n)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Probe(LaterPass):
 
     def start(self) -> Probed:
         XW, AW = (np.zeros((self.n, self.probes), self.dtype) for _ in range(2))
-        return Probed(XW, AW, np.zeros((self.n, self.n), self.dtype))
+        return Probed(XW, AW)
 
     def absorb(self, state: Probed, slab: Slab) -> Probed:
         a, xh = slab.values(self.dtype)
@@ -88,11 +87,10 @@ class Probe(LaterPass):
         omega = gaussian(self.seed, slab.start, slab.start + len(a), self.probes)
         state.XW += xh.conj().T @ omega
         state.AW += a.conj().T @ omega
-        state.XX += product(adjoint(xh), xh, "XX")
         return state
 
     def merge(self, left: Probed, right: Probed) -> Probed:
-        return Probed(left.XW + right.XW, left.AW + right.AW, left.XX + right.XX)
+        return Probed(left.XW + right.XW, left.AW + right.AW)
 
 
 @dataclass
@@ -101,18 +99,23 @@ class Shortest:
 
     Ax: np.ndarray
     """A x, (m, k)."""
+    Qx: np.ndarray
+    """Qᴴ x, (r, k)."""
     xx: np.ndarray
     """‖x eⱼ‖², (k,)."""
     outside: np.ndarray
-    """‖x eⱼ − Aᴴ y eⱼ‖², (k,)."""
+    """‖x eⱼ − Q c eⱼ‖², (k,)."""
 
 
 @dataclass(frozen=True)
 class Outside(LaterPass):
-    """Reads Aᴴ for a wide A and, as its right-hand sides, x: A x, and what of x is no Aᴴ y."""
+    """Reads Aᴴ for a wide A and, as its right-hand sides, x: A x, and what of x is no Q c."""
 
-    y: np.ndarray
-    """(m, k)."""
+    basis: Basis
+    """Q: the rows' span, orthonormal."""
+    c: np.ndarray
+    """(r, k)."""
+    m: int
     dtype: np.dtype[Any]
     slab_rows: int
     group: int = 64
@@ -120,16 +123,19 @@ class Outside(LaterPass):
     name: str = "verify"
 
     def start(self) -> Shortest:
-        k = self.y.shape[1]
-        return Shortest(np.zeros(self.y.shape, self.dtype), np.zeros(k), np.zeros(k))
+        k = self.c.shape[1]
+        Ax, Qx = np.zeros((self.m, k), self.dtype), np.zeros(self.c.shape, self.dtype)
+        return Shortest(Ax, Qx, np.zeros(k), np.zeros(k))
 
     def absorb(self, state: Shortest, slab: Slab) -> Shortest:
         a, x = slab.values(self.dtype)
         assert x is not None
+        q = self.basis.rows(a)
         state.Ax += a.conj().T @ x
+        state.Qx += q.conj().T @ x
         state.xx += squares(x)
-        state.outside += squares(x - a @ self.y)
+        state.outside += squares(x - q @ self.c)
         return state
 
     def merge(self, left: Shortest, right: Shortest) -> Shortest:
-        return Shortest(left.Ax + right.Ax, left.xx + right.xx, left.outside + right.outside)
+        return Shortest(left.Ax + right.Ax, left.Qx + right.Qx, left.xx + right.xx, left.outside + right.outside)

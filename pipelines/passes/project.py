@@ -67,7 +67,8 @@ class Project(LaterPass):
         if self.keep:
             state.rows.add(slab.start, y)
         if self.measure or self.F is not None:
-            state.gram += y.conj().T @ y
+            whole = y.astype(state.gram.dtype, copy=False)  # sums of few digits would be noise of their own
+            state.gram += whole.conj().T @ whole
         if self.F is not None:
             left = product(y, self.F, "misfit")
             state.misfit += norm2(np.subtract(a, left, out=left))

@@ -1,6 +1,6 @@
 """Results in an object store, which cannot rename: the group's own metadata is written last."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -89,11 +89,14 @@ class Objects:
                 self._store.remove(*rest)
             self._store.write(root, metadata)
 
-    def commit(self, attributes: Mapping[str, Any], names: Collection[str], *, overwrite: bool) -> None:
+    def commit(
+        self, attributes: Mapping[str, Any], names: Collection[str], check: Callable[[], None], *, overwrite: bool
+    ) -> None:
         self._ready()
         self._clear(set(names))
         written: dict[str, Buffer] = {}
         zarr.open_group(MemoryStore(written), mode="w").attrs.update(dict(attributes))
+        check()
         self._store.write(ROOT, written[ROOT].to_bytes())
         self._began = False
         self._made.remove()

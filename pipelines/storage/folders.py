@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,9 @@ class Folder:
             root.parent.mkdir()
             root.write_bytes(metadata)
 
-    def commit(self, attributes: Mapping[str, Any], names: Collection[str], *, overwrite: bool) -> None:
+    def commit(
+        self, attributes: Mapping[str, Any], names: Collection[str], check: Callable[[], None], *, overwrite: bool
+    ) -> None:
         for other in self.folder.iterdir():
             if other.name not in names:
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
@@ -102,7 +104,12 @@ class Folder:
         if self.checkpoints:
             with suppress(OSError):  # where nothing was kept, nothing has to be told
                 self._made.write(APPEARED, _digest(self.folder))
-        _swap(self.folder, self.final)
+        check()
+        try:
+            _swap(self.folder, self.final, overwrite=overwrite)
+        except FileExistsError:
+            self.check(overwrite=overwrite)  # somebody was faster; it says so
+            raise
         _flush_folder(self.final.parent)
         self._end()  # of the old result, which is in the hidden folder now
 
@@ -220,7 +227,12 @@ def _locked(file: Path, *, wait: bool = True) -> int:
         BlockingIOError: another process has the lock, or may have it, and it is not waited for.
     """
     while True:
-        handle = os.open(file, os.O_CREAT | os.O_RDWR)
+        try:
+            handle = os.open(file, os.O_CREAT | os.O_RDWR)
+        except PermissionError as error:
+            if wait:
+                raise
+            raise BlockingIOError from error  # another user's
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
@@ -233,10 +245,19 @@ def _locked(file: Path, *, wait: bool = True) -> int:
         os.close(handle)  # swept between our two steps: once more
 
 
-def _swap(new: Path, final: Path) -> None:
-    """`new` appears at `final`, and what was there at `new`; in one step where the system can do that."""
-    if not final.exists():
-        os.rename(new, final)
+def _swap(new: Path, final: Path, *, overwrite: bool) -> None:
+    """`new` appears at `final`, and what was there at `new`; in one step where the system can do that.
+
+    Raises:
+        FileExistsError: something is there that may not be replaced.
+    """
+    if not overwrite or not final.exists():
+        try:
+            os.rename(new, final)  # onto nothing, or an empty folder
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(error.errno, os.strerror(error.errno), str(final)) from error
+            raise
     elif not _exchanged(new, final):
         old = _beside(new, "old")
         os.rename(final, old)

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,8 +40,10 @@ class Place(Protocol):
     def array(self, name: str, metadata: bytes) -> None:
         """Make room for an array; what was written to one of the same metadata stays."""
 
-    def commit(self, attributes: Mapping[str, Any], names: Collection[str], *, overwrite: bool) -> None:
-        """Make the result appear, with these attributes and arrays; what else lies there is removed."""
+    def commit(
+        self, attributes: Mapping[str, Any], names: Collection[str], check: Callable[[], None], *, overwrite: bool
+    ) -> None:
+        """Make the result appear, with these attributes and arrays, unless `check` forbids it at the last moment."""
 
     def discard(self, *, keep: bool) -> None:
         """Let go; remove what was written so far, unless it is kept for a later run."""

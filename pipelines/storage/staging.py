@@ -7,7 +7,7 @@ cannot rename, the group's own metadata is written last: until then nothing can 
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,10 +109,10 @@ class Staging:
         with told(self.url):
             zarr.open_array(open_store(url), mode="r+", config={"write_empty_chunks": True})[...] = array
 
-    def commit(self, attributes: Mapping[str, Any]) -> None:
-        """Make the result appear, with these attributes."""
+    def commit(self, attributes: Mapping[str, Any], check: Callable[[], None] = lambda: None) -> None:
+        """Make the result appear, with these attributes; `check` is called last, and forbids it by raising an error."""
         with told(self.url):
-            self._place.commit(attributes, self._names, overwrite=self.overwrite)
+            self._place.commit(attributes, self._names, check, overwrite=self.overwrite)
 
     def discard(self, *, keep: bool = False) -> None:
         """Remove what was written so far, unless a later run is to find it; after `commit`, nothing."""
