@@ -191,6 +191,7 @@ def test_show_names_the_place_that_it_was_given(job):
     assert done.stdout.count('open_result("out/moved.zarr").x') == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_a_letter():
     from pipelines.result import read_summary
 

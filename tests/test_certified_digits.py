@@ -139,7 +139,7 @@ def test_an_answer_that_does_not_fit_into_its_type_is_refused():
         run(LeastSquares(matrix=A.T, rhs=b[:3], dtype="float32"))
 
 
-@pytest.mark.parametrize(("rank", "n"), [(1, 20), (1, 300), (2, 200), (1, 2000)])
+@pytest.mark.parametrize(("rank", "n"), [(1, 20), (1, 300), (2, 200)])
 def test_digits_taken_outside_the_span_of_the_rows_are_not_promised(rank, n):
     random = np.random.default_rng(rank + n)
     A = random.standard_normal((max(400, n + 100), rank)) @ random.standard_normal((rank, n))

@@ -118,7 +118,9 @@ def _with_rest(measured: Measured, R: np.ndarray, y: np.ndarray, xx: np.ndarray,
 
     x is in the span of the rows of A + y eᴴ / ‖y‖², so the backward error grows by ‖e‖ / (‖y‖ ‖A‖_F).
     """
-    rest, length = np.sqrt(outside), np.linalg.norm(y, axis=0) * frobenius(R)
+    if not outside.any():
+        return measured
+    rest, length = np.sqrt(outside), column_norms(y) * frobenius(R)
     with np.errstate(divide="ignore", invalid="ignore"):
         backward = np.where(rest > 0, np.minimum(rest / length, 1.0), 0.0)
         forward = np.where(rest > 0, rest / np.sqrt(xx), 0.0)
