@@ -4,6 +4,7 @@ Scheduler, workers and driver are processes of their own; each worker has a netw
 (Linux, root), so that its cable can be pulled. Each answer is compared, bit by bit, with that of a quiet run.
 """
 
+import json
 import os
 import random
 import shutil
@@ -96,8 +97,6 @@ class Job:
 
 
 def _job(data: DataSet, folder: Path, name: str) -> Job:
-    import json
-
     output = folder / "chaos.zarr"
     fields = JOBS[name] | {"matrix": data.A, "output": str(output), "no_progress_timeout": "60s"}
     if "rhs" in fields:

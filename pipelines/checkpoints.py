@@ -25,14 +25,15 @@ from threadpoolctl import threadpool_info
 from pipelines import storage
 from pipelines.addresses import Address
 from pipelines.errors import InputChanged
-from pipelines.matrix import InMemory, Span, Stored, System, Tally
+from pipelines.matrix import NAMES, InMemory, Span, Stored, System, Tally
 from pipelines.passes.output import Target
 
 FORM = b"tallgrass-checkpoint-2\n"
 DIGEST_BYTES = 32
 ALIGNED = 64
 DECIDE_BITS = ("numpy", "scipy", "zarr", "numcodecs")
-SOURCES = (("A", "matrix"), ("b", "rhs"), ("weights", "weights"))
+SOURCES = tuple(zip(("A", "b", "weights"), NAMES, strict=True))
+"""The fields of a System that rows come from, and what people call them."""
 Made = tuple[Any, Tally]
 
 
@@ -64,9 +65,8 @@ class Checkpoints:
         if found is None:
             return None
         (state, tally), read = found
-        changed = [
-            names for names, a, b in zip(SOURCES, read, system.touched(span.start, span.stop), strict=True) if a != b
-        ]
+        now = system.touched(span.start, span.stop)
+        changed = [source for source, a, b in zip(SOURCES, read, now, strict=True) if a != b]
         if changed:
             if all(self._is_own(getattr(system, source)) for source, _ in changed):
                 return None

@@ -5,6 +5,7 @@ TallgrassError
 ├── JobFileError (2)           the job file, the cluster file or the command says something that cannot be
 ├── PlanRefused (3)            it cannot fit or cannot be done; said before any data is read
 ├── BadData (4)                the data is missing, damaged, not finite, or not the shape that the job needs
+│   └── InputChanged           the data is not what an interrupted run has read
 ├── ClusterUnreachable (5)     the scheduler does not answer, or runs other versions than we do
 ├── WaitTimedOut (6)           a wait for something that goes on by itself took too long
 ├── JobCancelled (7)           somebody stopped the job

@@ -18,8 +18,10 @@ from pipelines.jobs import Job
 from pipelines.jobs.base import address_of
 from pipelines.kinds import kind_of, resolved
 from pipelines.kinds.base import Outcome, Work
-from pipelines.matrix import Span, System
+from pipelines.layout import Layout
+from pipelines.matrix import NAMES, Span, System
 from pipelines.meter import Work as Rows
+from pipelines.methods.problem import Runs
 from pipelines.plan import Plan, Resources, layout_of, plan_of, this_machine
 from pipelines.progress import Listener, Note, ignore
 from pipelines.rates import load_rates
@@ -27,8 +29,6 @@ from pipelines.result import KEY, SCHEMA, Result
 from pipelines.storage import Scratch, Staging, StoreError, Writer
 from pipelines.units import format_bytes
 
-NAMES = ("matrix", "rhs", "weights")
-"""The inputs, in the order in which their identities are told."""
 PACKAGES = ("tallgrass", "numpy", "scipy", "zarr", "dask", "distributed")
 
 
@@ -85,13 +85,8 @@ def run(
                 listener(Note(f"another run may be writing to {staging.url} now, so this one keeps nothing for later"))
             if kept is not None and _fits(kept, plan, left, listener):
                 engine.kept = Place(kept.address, staging.where)
-        extra = graph_of([source.array for source in inputs.sources if isinstance(source, DaskRows)])
-
-        def passes(step: Any, system: System, spans: tuple[Span, ...]) -> Any:
-            return engine(step, Rows(system, spans, layout.shape.row_bytes, extra))
-
         with one_blas_thread():
-            outcome = kind.solve(Work(job, inputs, layout, passes, staging, plan.warnings))
+            outcome = kind.solve(Work(job, inputs, layout, passes_of(engine, inputs, layout), staging, plan.warnings))
         timings = engine.timings | {"total": time.monotonic() - began}
         summary = _summary(job, inputs, plan, outcome, timings) | {"resumed_spans": engine.loaded}
         return _result(summary, outcome, staging, submission, engine.check_written)
@@ -99,6 +94,16 @@ def run(
         if staging is not None:
             staging.discard(keep=kept is not None and _worth_keeping(kept, error, engine))
         raise
+
+
+def passes_of(engine: Engine, inputs: Inputs, layout: Layout) -> Runs:
+    """How passes over these inputs are run."""
+    extra = graph_of([source.array for source in inputs.sources if isinstance(source, DaskRows)])
+
+    def passes(step: Any, system: System, spans: tuple[Span, ...]) -> Any:
+        return engine(step, Rows(system, spans, layout.shape.row_bytes, extra))
+
+    return passes
 
 
 def _staging(job: Job, run_id: str, submission: Submission | None, restart: bool) -> Staging | None:

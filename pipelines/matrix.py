@@ -5,8 +5,7 @@ a few rows of it.  Where the rows come from (a store, an array in memory, a bloc
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -16,9 +15,14 @@ import numpy as np
 from pipelines import storage
 from pipelines.centring import Centring, RowCentring
 from pipelines.errors import BadData
+from pipelines.read_ahead import ahead, one_by_one
 
 COPY_BYTES, FEW_ROWS = 32 * 1024, 8
 """Bytes that are copied at a time from rows to columns: three times as fast as all at once; and rows at the least."""
+
+
+NAMES = ("matrix", "rhs", "weights")
+"""What A, b and the weights of a system are called, in the order in which their identities are told."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +268,7 @@ class System:
         starts = range(span.start, span.stop, self.block_rows)
         pieces = [(start, min(start + self.block_rows, span.stop)) for start in starts]
         buffers = _two_buffers(self.A, self.block_rows)
-        reads = _one_by_one if _straight(self.A) else _ahead
+        reads = one_by_one if _straight(self.A) else ahead
         yield from (self._prepare(*raw) for raw in reads(self._read, pieces, buffers))
 
     def _read(self, start: int, stop: int, out: np.ndarray | None) -> tuple[Slab, Tally]:
@@ -374,31 +378,3 @@ def _straight(source: Source) -> bool:
     if isinstance(source, Stored):
         return source.info.partial and not source.transposed
     return True
-
-
-def _one_by_one(
-    read: Callable[[int, int, np.ndarray | None], tuple[Slab, Tally]],
-    pieces: list[tuple[int, int]],
-    buffers: list[np.ndarray | None],
-) -> Iterator[tuple[Slab, Tally]]:
-    """Read each piece when the consumer is through with the one before: it still lies in the cache then."""
-    for start, stop in pieces:
-        yield read(start, stop, None if buffers[0] is None else buffers[0][: stop - start])
-
-
-def _ahead(
-    read: Callable[[int, int, np.ndarray | None], tuple[Slab, Tally]],
-    pieces: list[tuple[int, int]],
-    buffers: list[np.ndarray | None],
-) -> Iterator[tuple[Slab, Tally]]:
-    """Read each piece, one ahead of the consumer, in a thread of its own."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
-        pending = None
-        for number, (start, stop) in enumerate(pieces):
-            buffer = buffers[number % 2]
-            following = pool.submit(read, start, stop, None if buffer is None else buffer[: stop - start])
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()

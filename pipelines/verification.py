@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.engine import Engine, graph_of, one_blas_thread
+from pipelines.engine import Engine, one_blas_thread
 from pipelines.errors import BadData, PlanRefused
-from pipelines.execute import NAMES, resources_of
-from pipelines.inputs import DaskRows, open_inputs
+from pipelines.execute import passes_of, resources_of
+from pipelines.inputs import open_inputs
 from pipelines.kinds.base import Work
 from pipelines.kinds.recheck import RECHECKS
 from pipelines.load import job_of
-from pipelines.matrix import Span, System
-from pipelines.meter import Work as Rows
+from pipelines.matrix import NAMES
 from pipelines.plan import layout_of, plan_of, this_machine
 from pipelines.progress import Listener, ignore
 from pipelines.rates import load_rates
@@ -63,7 +62,7 @@ class Verification:
 
 
 def verify(result: Result | str, client: Any = None, listener: Listener = ignore, *, job: Any = None) -> Verification:
-    """Measure a stored result on its input again, with 1 to 4 reads of both; nothing is written.
+    """Measure a stored result on its input again, with 1 to 5 reads of both; nothing is written.
 
     `job` takes the place of the one that the result names, when its arrays have moved; `client` is a
     distributed.Client, and without one the reads run in this process.
@@ -89,13 +88,9 @@ def verify(result: Result | str, client: Any = None, listener: Listener = ignore
     resources = resources_of(client) if client else this_machine()
     plan = plan_of(job, inputs, layout, resources, load_rates())
     engine = Engine(client, listener, job.no_progress_timeout, resources.threads)
-    extra = graph_of([source.array for source in inputs.sources if isinstance(source, DaskRows)])
-
-    def passes(step: Any, system: System, spans: tuple[Span, ...]) -> Any:
-        return engine(step, Rows(system, spans, layout.shape.row_bytes, extra))
-
+    work = Work(job, inputs, layout, passes_of(engine, inputs, layout), None, plan.warnings)
     with one_blas_thread():
-        certificate, identity = RECHECKS[job.kind](Work(job, inputs, layout, passes, None, plan.warnings), found)
+        certificate, identity = RECHECKS[job.kind](work, found)
     before = found.certificate
     numbers = tuple(_numbers(before.to_dict(), certificate.to_dict(), certificate.n))
     return Verification(

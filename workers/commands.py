@@ -235,7 +235,7 @@ def show(result: str) -> None:
 def verify(result: str, cluster_file: str | None) -> None:
     """Measure a stored result on its input again, and say whether its certificate still holds.
 
-    Reads the input 1 to 4 times and writes nothing. The exit code is 8 when it does not hold.
+    Reads the input 1 to 5 times and writes nothing. The exit code is 8 when it does not hold.
     """
     from pipelines.errors import CertificateFallsShort
     from pipelines.report import render_verification

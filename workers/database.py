@@ -259,8 +259,7 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
     """Let readers go on while one writes.
 
     SQLite does not wait for others when it changes the journal of a new file: it is "locked" at once for all but one
-    of those who open it in the same moment.  Once it is changed it stays so,
-    and nobody has to wait again.
+    of those who open it in the same moment.  Once it is changed it stays so.
     """
     until = time.monotonic() + BUSY_SECONDS
     while True:

@@ -1,5 +1,6 @@
 """What any kind of job is given to work with, and what it leaves behind."""
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -59,6 +60,11 @@ class Work:
     passes: Runs
     staging: Staging | None
     warnings: tuple[str, ...]
+
+    @property
+    def run(self) -> str:
+        """What this run's readers of arrays are told apart by from those of others, which saw other metadata."""
+        return getattr(self.inputs.A, "run", "") or uuid.uuid4().hex
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -1,6 +1,5 @@
 """The Moore–Penrose inverse, from storage to storage, held against the four conditions that define it."""
 
-import uuid
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -144,7 +143,7 @@ def solve(work: Work) -> Outcome:
         made, seen = work.passes(step, system, layout.spans)
         unchanged(tally, seen)
     if target is not None:
-        X = _stored(target, getattr(work.inputs.A, "run", "") or uuid.uuid4().hex, wide=wide)
+        X = _stored(target, work.run, wide=wide)
     elif form == "explicit":
         adjoint = made.rows.together(len(R), work.dtype)
         X, arrays["pinv"] = InMemory(adjoint), adjoint if wide else np.ascontiguousarray(adjoint.conj().T)
@@ -242,20 +241,24 @@ def _verified(
     if job.ridge:
         return replace(certificate, verified=True, ridge_error=float(np.linalg.norm(seen.XA - recipe.XA)))
     # With A = QR and X = K Qᴴ, Q orthonormal: ‖A(XA − I)‖ = ‖R(XA − I)‖ and ‖(XA − I)X‖ = ‖(XA − I)K‖.
-    excess, K = seen.XA - np.eye(len(recipe.R)), recipe.K
-    probed = float(np.sqrt(seen.skew.mean())) if len(seen.skew) else 0.0
+    return replace(certificate, verified=True, penrose=conditions(seen, recipe.R, recipe.K, wide=layout.shape.wide))
+
+
+def conditions(seen: Checked, R: np.ndarray, K: np.ndarray, *, wide: bool) -> dict[str, float]:
+    """Penrose's four, for an R and a K that are as long as A and X are in every direction: Q R = A, K Qᴴ = X."""
+    excess, probed = seen.XA - np.eye(len(R)), probed_skew(seen)
     summed = float(np.linalg.norm(seen.XA - seen.XA.conj().T))
-    hermitian = {"AX": summed, "XA": probed} if layout.shape.wide else {"AX": probed, "XA": summed}
-    return replace(
-        certificate,
-        verified=True,
-        penrose={
-            "AXA = A": float(np.linalg.norm(recipe.R @ excess)) / (frobenius(recipe.R) or 1.0),
-            "XAX = X": float(np.linalg.norm(excess @ K)) / (float(np.linalg.norm(K)) or 1.0),
-            "AX Hermitian": hermitian["AX"],
-            "XA Hermitian": hermitian["XA"],
-        },
-    )
+    return {
+        "AXA = A": float(np.linalg.norm(R @ excess)) / (frobenius(R) or 1.0),
+        "XAX = X": float(np.linalg.norm(excess @ K)) / (float(np.linalg.norm(K)) or 1.0),
+        "AX Hermitian": summed if wide else probed,
+        "XA Hermitian": probed if wide else summed,
+    }
+
+
+def probed_skew(seen: Checked) -> float:
+    """How far the m × m product is from Hermitian, as the random columns see it."""
+    return float(np.sqrt(seen.skew.mean())) if len(seen.skew) else 0.0
 
 
 def _statement(job: Pseudoinverse, form: str, c: FactorCertificate) -> str:

@@ -4,7 +4,6 @@ Each function gives what the certificate of its kind would say today.  Nothing i
 but the arrays themselves; only the spectrum of an SVD, whose vectors are measured instead, is that of the certificate.
 """
 
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,12 +14,12 @@ from pipelines.errors import BadData, PlanRefused
 from pipelines.kinds.base import Work
 from pipelines.kinds.factors import certificate_of, tolerance_of
 from pipelines.kinds.least_squares import problem_of
-from pipelines.kinds.pseudoinverse import PROBES, SEED, decided
+from pipelines.kinds.pseudoinverse import PROBES, SEED, conditions, decided, probed_skew
 from pipelines.kinds.svd import off_orthonormal
 from pipelines.matrix import Source, Stored, System, Tally
 from pipelines.methods import tsqr
 from pipelines.methods.orthonormal import factor
-from pipelines.methods.problem import Measured, check, factor_pass, frobenius, unchanged
+from pipelines.methods.problem import Measured, check, factor_pass, unchanged
 from pipelines.methods.tsqr_wide import measure_wide
 from pipelines.passes.beside import Beside, Held, Probe, Probed
 from pipelines.passes.invert import Checked, Penrose
@@ -97,25 +96,16 @@ def pseudoinverse(work: Work, result: Result) -> Rechecked:
     unchanged(tally, replace(later, identity=(later.identity[0], 0, 0)))
     certificate = replace(certificate_of(work, decision, tally), verified=True)
     U, s, Vh = np.linalg.svd(R) if R.size else (R, np.zeros(0), R)
-    probe = float(np.sqrt(seen.skew.mean())) if len(seen.skew) else 0.0
     if job.ridge:
         XA = (Vh.conj().T * (s**2 / (s**2 + job.ridge))) @ Vh
         error = float(np.linalg.norm(seen.XA - XA))
         # AX is Hermitian too; what X adds to that, no XA shows.
-        return replace(certificate, ridge_error=max(error, probe)), tally.identity
-    excess, r = seen.XA - np.eye(len(R)), decision.rank
+        return replace(certificate, ridge_error=max(error, probed_skew(seen))), tally.identity
+    r = decision.rank
     kept = (U[:, :r] * s[:r]) @ Vh[:r]
-    # With Xᴴ = Q Rₓ: ‖(XA − I) X‖ = ‖(XA − I) Rₓᴴ‖.
+    # Xᴴ = Q Rₓ, so that X = Rₓᴴ Qᴴ.
     triangle, _ = work.passes(replace(factor_pass(layout), name="factor-X"), replace(work.system(), A=X), layout.spans)
-    Rx = np.triu(triangle.R)
-    left, size = float(np.linalg.norm(excess @ Rx.conj().T)), float(np.linalg.norm(Rx))
-    summed = float(np.linalg.norm(seen.XA - seen.XA.conj().T))
-    penrose = {
-        "AXA = A": float(np.linalg.norm(kept @ excess)) / (frobenius(kept) or 1.0),
-        "XAX = X": left / (size or 1.0),
-        "AX Hermitian": summed if layout.shape.wide else probe,
-        "XA Hermitian": probe if layout.shape.wide else summed,
-    }
+    penrose = conditions(seen, kept, np.triu(triangle.R).conj().T, wide=layout.shape.wide)
     return replace(certificate, penrose=penrose), tally.identity
 
 
@@ -163,8 +153,8 @@ def _rows(work: Work, result: Result, name: str, *, across: bool) -> Source:
             f"The {name} of this result belongs to a matrix of {found:,} {what}, and the matrix has {rows:,} now. Run "
             "the job again."
         )
-    columns, run = (0, shape[1]), getattr(work.inputs.A, "run", "") or uuid.uuid4().hex
-    return Stored(info, (0, shape[0]), columns, False, False, run, transposed=across, narrow=not across)
+    window = (0, shape[0]), (0, shape[1])
+    return Stored(info, *window, False, False, work.run, transposed=across, narrow=not across)
 
 
 def _with(certificate: FactorCertificate, held: Held, q: int) -> FactorCertificate:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.errors import BadData
 from pipelines.layout import Layout, tree_depth
-from pipelines.matrix import Source, Span, System, Tally
+from pipelines.matrix import NAMES, Source, Span, System, Tally
 from pipelines.passes.factor import Factor
 from pipelines.passes.output import Target
 from pipelines.small.rank import Decision, Tolerance, column_norms, tolerance
@@ -156,8 +156,7 @@ def columns_in_range(what: str, norms: np.ndarray) -> None:
 
 def unchanged(first: Tally, later: Tally) -> None:
     """Raises BadData when a later pass has met other chunks than the first."""
-    names = ("matrix", "rhs", "weights")
-    changed = [name for name, a, b in zip(names, first.identity, later.identity, strict=True) if a != b]
+    changed = [name for name, a, b in zip(NAMES, first.identity, later.identity, strict=True) if a != b]
     if changed:
         raise BadData(
             f"The {' and the '.join(changed)} changed in the store while the job was reading: chunks were written "
