@@ -145,7 +145,7 @@ def _factor(n: int) -> float:
     """The sweep as a span does it, on rows that are like each other: most of them are added by products."""
     import numpy as np
 
-    from pipelines.kernels.growth import FROM_COLUMNS, Growth
+    from pipelines.kernels.growth import Growth
     from pipelines.kernels.sweep import Sweep, Triangle, slab_rows
     from pipelines.matrix import Slab
 
@@ -154,11 +154,12 @@ def _factor(n: int) -> float:
     rows = slab * max(1, int(1e8 / (2 * slab * n**2)))
     chunk = np.random.default_rng(n).standard_normal((rows, n))
     sweep, triangle = Sweep(n, 0, dtype, slab), Triangle.empty(n, 0, dtype)
-    triangle.growth = Growth() if n >= FROM_COLUMNS else None
+    triangle.growth = Growth()
 
     def run() -> None:
         for start in range(0, rows, slab):
-            sweep.add(triangle, slab, Slab(chunk[start : start + slab], None, None, start).fill)
+            part = chunk[start : start + slab]
+            sweep.add(triangle, slab, Slab(part, None, None, start).fill, (part, None))
 
     return _per_second(2 * rows * n**2, run)
 

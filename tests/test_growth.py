@@ -147,9 +147,9 @@ def ways(monkeypatch):
     """How each slab that products took was added: by a sum of SᴴS, or after a division."""
     found, take = [], Growth.take
 
-    def seen(self, products, S):
+    def seen(self, new, rows):
         found.append("summed" if self.squares is not None else "divided")
-        return take(self, products, S)
+        return take(self, new, rows)
 
     monkeypatch.setattr(Growth, "take", seen)
     return found
@@ -285,9 +285,15 @@ def test_a_finished_state_is_a_triangle_and_nothing_else():
     assert len(pickle.dumps(state)) < 2 * 40 * 40 * 8
 
 
-def test_narrow_and_carried_and_forbidden_factors_have_no_growth():
+@pytest.mark.parametrize(("condition", "ways_taken"), [(1.0, {"summed"}), (1e4, set())])
+def test_narrow_rows_are_summed_or_left_to_reflectors(ways, condition, ways_taken):
+    n = growth.FROM_COLUMNS - 1
+    grown(with_singular_values(np.random.default_rng(19), np.geomspace(1, 1 / condition, n)), SLAB)
+    assert set(ways) == ways_taken
+
+
+def test_carried_and_forbidden_factors_have_no_growth():
     dtype = np.dtype(float)
-    assert Factor(growth.FROM_COLUMNS - 1, 0, dtype, 200, 64, 8).start().growth is None
     assert Factor(40, 3, dtype, 200, 64, 8).start().growth is None
     assert Factor(40, 0, dtype, 200, 64, 8, products=False).start().growth is None
 

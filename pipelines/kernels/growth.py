@@ -28,10 +28,8 @@ from typing import Any
 import numpy as np
 from scipy.linalg import blas, lapack
 
-from pipelines.kernels.blas import Products
-
 FROM_COLUMNS = 32
-"""Narrower triangles gain nothing: reading and copying a slab takes as long as factoring it."""
+"""Narrower triangles gain nothing by a division: it takes as long as reflectors do."""
 FIRST_ROWS = 2
 """Rows, in units of p, that reflectors take before the first division: fewer would leave R nearly singular."""
 MOST_AMPLIFIED = 8.0
@@ -63,7 +61,7 @@ class Growth:
     squares: np.ndarray | None = None
     """‖aₖ‖² of the rows that R stands for, (p,), while SᴴS is being summed."""
     G: np.ndarray | None = None
-    """Σ WᴴW or Σ SᴴS (p, p), upper triangle."""
+    """Σ WᴴW or Σ SᴴS (p, p), of which the upper triangle counts."""
     wait: int = 0
     """Slabs that reflectors take before the next attempt."""
     patience: int = 2
@@ -80,28 +78,25 @@ class Growth:
         if P is None:
             self.fail()
             return False
-        self.G = np.zeros_like(P)
         if summable(R, P, self.rhs):
             self.squares = np.linalg.norm(R, axis=0) ** 2
-        else:
+        elif R.shape[0] >= FROM_COLUMNS:
             self.P = P
+        else:
+            self.fail()
+            return False
+        self.G = np.zeros_like(P)
         return True
 
-    def take(self, products: Products, S: np.ndarray) -> bool:
-        """Add the rows of S, unless they are too large for that; S is used up in any case."""
+    def take(self, new: np.ndarray, rows: int) -> bool:
+        """Add the product SᴴS or WᴴW (p, p) of so many rows, unless they are too large for that."""
         assert self.G is not None
-        if self.squares is not None:
-            new = products.gram(S)
-            most = MOST_TALLER * self.squares
-        else:
-            assert self.P is not None
-            new = products.gram(products.divide(S, self.P))
-            most = np.full(len(new), MOST_NEW)
+        most = np.full(len(new), MOST_NEW) if self.squares is None else MOST_TALLER * self.squares
         # A NaN fails the comparison, too: then reflectors carry it on, to be seen and reported.
         if not (new.diagonal().real <= most).all():
             return False
         self.G += new
-        self.rows += S.shape[0]
+        self.rows += rows
         return True
 
     @property

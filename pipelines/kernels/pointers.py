@@ -17,6 +17,8 @@ ARGUMENTS = {
     "tpqrt": (cython_lapack, "iiiieieieiei"),
     "tpmqrt": (cython_lapack, "cciiiiieieieieiei"),
     "trmm": (cython_blas, "cccciieeiei"),
+    "gemm": (cython_blas, "cciiieeieieei"),
+    "gemv": (cython_blas, "ciieeieieei"),
     "syrk": (cython_blas, "cciieeieei"),
     "herk": (cython_blas, "cciireirei"),
 }

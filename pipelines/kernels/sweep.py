@@ -36,6 +36,10 @@ def slab_rows(p: int, t: int, itemsize: int, slab_bytes: int = CACHE_BYTES) -> i
     return int(max(64, p // 2, min(by_cache, MOST_ROWS)))
 
 
+Plain = tuple[np.ndarray, np.ndarray | None]
+"""A (rows, n) and b (rows, k) in row order, in the type of the triangle."""
+
+
 @dataclass
 class Triangle:
     """What a sweep leaves behind, for M = [A₁ B] with p pivot columns A₁ and t trailing columns B.
@@ -68,7 +72,9 @@ class Sweep:
     def __init__(self, p: int, t: int, dtype: np.dtype[Any], rows: int, block: int | None = None) -> None:
         self.p = p
         # Columns eight elements apart from a power of two: no two of them fight for the same cache set.
-        self._S = np.empty((rows + 8, p + t), dtype, order="F")
+        memory = np.empty((rows + 8) * (p + t), dtype)
+        self._S = memory.reshape((rows + 8, p + t), order="F")
+        self._rows = memory.reshape((rows + 8, p + t))
         self._qr = Tpqrt(p, block or block_width(p), dtype)
         self._apply = Tpmqrt(self._qr, t)
         self._products = Products(p, dtype)
@@ -77,21 +83,34 @@ class Sweep:
         """Room for a slab (rows, p + t) in column order, to be filled and then absorbed."""
         return self._S[:rows]
 
-    def add(self, triangle: Triangle, rows: int, fill: Callable[[np.ndarray], None]) -> None:
-        """Add a slab of so many rows to the triangle, in place: by products where it grows and they are safe."""
-        S, growth = self.buffer(rows), triangle.growth
-        fill(S)
+    def add(self, triangle: Triangle, rows: int, fill: Callable[[np.ndarray], None], plain: Plain | None = None) -> None:
+        """Add a slab of so many rows to the triangle, in place: by products where it grows and they are safe.
+
+        `fill` copies the rows to where it is told; `plain` are the same where they can be multiplied as they lie.
+        """
+        growth = triangle.growth
         if growth is not None:
             if growth.ready(triangle.R):
-                if growth.take(self._products, S):
+                if growth.take(self._product(growth, rows, fill, plain), rows):
                     if growth.grown:
                         growth.settle(triangle.R)
                     return
                 growth.settle(triangle.R)
                 growth.fail()
-                fill(S)
             growth.rows += rows
+        S = self.buffer(rows)
+        fill(S)
         self.absorb(triangle, S)
+
+    def _product(
+        self, growth: Growth, rows: int, fill: Callable[[np.ndarray], None], plain: Plain | None
+    ) -> np.ndarray:
+        """SᴴS of the slab, or WᴴW."""
+        if growth.P is None and plain is not None:
+            return self._products.gram(*plain)
+        S = self._rows[:rows]
+        fill(S)
+        return self._products.gram(S if growth.P is None else self._products.divide(S, growth.P))
 
     def absorb(self, triangle: Triangle, S: np.ndarray) -> None:
         """Add the rows of S (rows, p + t) to the triangle, in place; S is used up."""

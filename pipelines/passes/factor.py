@@ -8,8 +8,9 @@ import numpy as np
 
 from pipelines.kernels import sweep
 from pipelines.kernels.basis import Basis
-from pipelines.kernels.growth import FROM_COLUMNS, Growth
-from pipelines.kernels.sweep import Triangle
+from pipelines.kernels.blas import in_row_order
+from pipelines.kernels.growth import Growth
+from pipelines.kernels.sweep import Plain, Triangle
 from pipelines.matrix import Slab, Span
 
 
@@ -39,14 +40,15 @@ class Factor:
 
     def start(self) -> Triangle:
         state = Triangle.empty(self.p, self.t, self.dtype)
-        state.growth = Growth(self.rhs) if self.products and self.t == 0 and self.p >= FROM_COLUMNS else None
+        state.growth = Growth(self.rhs) if self.products and self.t == 0 else None
         return state
 
     def absorb(self, state: Triangle, slab: Slab) -> Triangle:
         work = sweep.workspace(self.p, self.t, self.dtype, self.slab_rows, self.block)
-        work.add(
-            state, slab.a.shape[0], slab.fill if self.over is None else partial(_quotient, slab, self.dtype, self.over)
-        )
+        if self.over is None:
+            work.add(state, slab.a.shape[0], slab.fill, _as_they_lie(slab, self.dtype))
+        else:
+            work.add(state, slab.a.shape[0], partial(_quotient, slab, self.dtype, self.over))
         return state
 
     def merge(self, left: Triangle, right: Triangle) -> Triangle:
@@ -60,6 +62,15 @@ class Factor:
         return bool(
             np.isfinite(state.R.diagonal()).all() and np.isfinite(state.C).all() and np.isfinite(state.tail).all()
         )
+
+
+def _as_they_lie(slab: Slab, dtype: np.dtype[Any]) -> Plain | None:
+    """The rows where BLAS can take them without a copy."""
+    if slab.w is not None or not in_row_order(slab.a, dtype):
+        return None
+    if slab.b is None or in_row_order(slab.b, dtype):
+        return slab.a, slab.b
+    return slab.a, np.ascontiguousarray(slab.b, dtype)
 
 
 def _quotient(slab: Slab, dtype: np.dtype[Any], over: Basis, S: np.ndarray) -> None:
