@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,7 +21,6 @@ from pipelines.kinds.base import Outcome, Work
 from pipelines.layout import Layout
 from pipelines.matrix import NAMES, Span, System
 from pipelines.meter import Work as Rows
-from pipelines.methods.problem import Runs
 from pipelines.plan import Plan, Resources, layout_of, plan_of, this_machine
 from pipelines.progress import Listener, Note, ignore
 from pipelines.rates import load_rates
@@ -86,7 +85,8 @@ def run(
             if kept is not None and _fits(kept, plan, left, listener):
                 engine.kept = Place(kept.address, staging.where)
         with one_blas_thread():
-            outcome = kind.solve(Work(job, inputs, layout, passes_of(engine, inputs, layout), staging, plan.warnings))
+            passes = passes_of(engine, inputs, layout)
+            outcome = kind.solve(Work(job, inputs, layout, passes, staging, plan.warnings))
         timings = engine.timings | {"total": time.monotonic() - began}
         summary = _summary(job, inputs, plan, outcome, timings) | {"resumed_spans": engine.loaded}
         return _result(summary, outcome, staging, submission, engine.check_written)
@@ -96,14 +96,24 @@ def run(
         raise
 
 
-def passes_of(engine: Engine, inputs: Inputs, layout: Layout) -> Runs:
+def passes_of(engine: Engine, inputs: Inputs, layout: Layout) -> "Passes":
     """How passes over these inputs are run."""
     extra = graph_of([source.array for source in inputs.sources if isinstance(source, DaskRows)])
+    return Passes(engine, layout.shape.row_bytes, extra)
 
-    def passes(step: Any, system: System, spans: tuple[Span, ...]) -> Any:
-        return engine(step, Rows(system, spans, layout.shape.row_bytes, extra))
 
-    return passes
+@dataclass(frozen=True)
+class Passes:
+    """An engine that knows where rows come from."""
+
+    engine: Engine
+    row_bytes: int
+    extra: dict[Any, Any]
+    said: list[str] = field(default_factory=list)
+    """What came out otherwise than planned."""
+
+    def __call__(self, step: Any, system: System, spans: tuple[Span, ...]) -> Any:
+        return self.engine(step, Rows(system, spans, self.row_bytes, self.extra))
 
 
 def _staging(job: Job, run_id: str, submission: Submission | None, restart: bool) -> Staging | None:

@@ -81,6 +81,10 @@ class Layout:
     fan_in: int
     block_rows: int
     span_rows: int
+    sample: int = 0
+    """Rows that a triangle is made of first, by which all others are divided; 0 for none."""
+    refined: bool = False
+    """True where AᴴA is summed without a division, since x will be refined."""
     out_rows: int = 0
     """Rows of a chunk of what the job writes row by row; 0 when it writes nothing of that size."""
     given: tuple[Span, ...] = ()
@@ -120,12 +124,17 @@ def lay_out(
     span_seconds: float,
     writes: bool = False,
     basis: int | None = None,
+    sample: int = 0,
+    refined: bool = False,
 ) -> Layout:
     """The cut of a matrix; None lets measurement decide.  When rows are written, spans hold whole chunks of them.
 
-    With a basis of so many columns, rows are multiplied by it and factored afterwards.
+    With a basis of so many columns, rows are multiplied by it and factored afterwards; with a sample, it has so many
+    rows for each column.
     """
     p, t = split_columns(shape) if basis is None else (basis, 0)
+    if sample and t:  # which sums know nothing of
+        p, t = p + t, 0
     width = block or sweep.block_width(p)
     slab = sweep.slab_rows(p, t, shape.dtype.itemsize, slab_bytes or sweep.CACHE_BYTES)
     flops = factor_flops(shape.rows, p, t)
@@ -139,9 +148,12 @@ def lay_out(
     unit = max(out_rows, block_rows) if shape.partial else max(shape.unit, 1)
     if out_rows:
         unit = -(-unit // out_rows) * out_rows
-    span_rows = _span_rows(shape, unit, flops, span_seconds)
+    # The states of a sample's method are sums, but as large as others: a span has to be worth sending one.
+    span_rows = _span_rows(shape, max(unit, -(-p // (2 * unit)) * unit) if sample else unit, flops, span_seconds)
     fan_in = 8 if p <= 512 else 2
-    return Layout(shape, p, t, width, products, slab, group, fan_in, block_rows, span_rows, out_rows)
+    return Layout(
+        shape, p, t, width, products, slab, group, fan_in, block_rows, span_rows, sample * p, refined, out_rows
+    )
 
 
 def split_columns(shape: Shape) -> tuple[int, int]:

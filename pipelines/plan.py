@@ -12,8 +12,9 @@ from pipelines.jobs import Apply, Job
 from pipelines.kinds import kind_of, resolved
 from pipelines.kinds.apply import as_factored
 from pipelines.kinds.base import Step
-from pipelines.layout import Layout, lay_out, tree_depth, tree_levels
-from pipelines.methods.options import Tsqr
+from pipelines.layout import Layout, factor_flops, lay_out, tree_depth, tree_levels
+from pipelines.methods.cholesky_qr import sample_spans
+from pipelines.methods.options import Exact, PlainGram, Tsqr
 from pipelines.rates import Rates, load_rates
 from pipelines.units import counted, format_bytes
 
@@ -117,15 +118,17 @@ def layout_of(job: Job, inputs: Inputs) -> Layout:
     if isinstance(job, Apply):
         return as_factored(job, inputs)
     chosen = kind.method(job, inputs.shape)
-    options = chosen if isinstance(chosen, Tsqr) else Tsqr()
+    options = chosen if isinstance(chosen, Exact) else Tsqr()
     layout = lay_out(
         inputs.shape,
         block=None if options.block == "auto" else options.block,
-        products=options.products,
+        products=getattr(options, "products", True),
         slab_bytes=None if options.slab_bytes == "auto" else options.slab_bytes,
         span_seconds=chosen.span_seconds,
         writes=kind.writes(job, wide=inputs.shape.wide),
         basis=kind.basis_of(job, inputs.shape),
+        sample=getattr(options, "sample", 0),
+        refined=isinstance(options, PlainGram),
     )
     if not inputs.given:
         return layout
@@ -139,6 +142,8 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
     m, n = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
     kind = kind_of(job)
     passes = tuple(_pass(step, layout, resources, rates) for step in kind.steps(job, layout))
+    if layout.sample and not layout.given:
+        passes = (_sample(layout, resources, rates), *passes)
     info = inputs.infos.get("matrix")
     plan = Plan(
         kind=job.kind,
@@ -181,12 +186,20 @@ def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates) -> Pas
     cores = max(1, min(resources.workers * resources.threads, spans))
     rounds = -(-spans // cores) / max(spans, 1)
     reading, arithmetic = (size + step.writes) / rates.read_bytes_per_second() * rounds, flops / speed * rounds
-    merging = 2 / 3 * layout.p**3 / rates.merge_flops_per_second() if step.factors else 0.0
+    merging = 2 / 3 * layout.p**3 / rates.merge_flops_per_second() if step.factors and not layout.sample else 0.0
     tree = tree_depth(spans, fan_in) * (fan_in - 1) * merging
     seconds = reading + arithmetic + tree + (spans + merges) * rates.task_seconds
     return PassPlan(
         step.name, size, flops, spans + merges, seconds, "reading" if reading > arithmetic else "arithmetic"
     )
+
+
+def _sample(layout: Layout, resources: Resources, rates: Rates) -> PassPlan:
+    """The read of a few rows, before all are divided by what comes out."""
+    spans = sample_spans(layout)
+    rows = min(sum(span.stop - span.start for span in spans), layout.shape.rows)
+    part = replace(layout, shape=replace(layout.shape, rows=rows), span_rows=-(-rows // len(spans)), sample=0)
+    return _pass(Step("sample", factor_flops(rows, layout.p, 0), factors=True), part, resources, rates)
 
 
 def _scratch_bytes(job: Job, layout: Layout, passes: int) -> int:
@@ -226,6 +239,8 @@ def peak_bytes(job: Job, layout: Layout, threads: int) -> int:
 
 def _reason(why: str, layout: Layout) -> str:
     wide = "rows of Aᴴ are read, since A is wide; " if layout.shape.wide else ""
+    if layout.sample:
+        wide += f"a triangle of {layout.sample:,} rows comes first, so that products of all others can be summed; "
     size = format_bytes(layout.p**2 * layout.shape.dtype.itemsize)
     return f"{why}; {wide}R is {layout.p:,} × {layout.p:,}, {size}"
 
@@ -308,6 +323,8 @@ def _key(job: Job, layout: Layout) -> str:
         layout.t,
         layout.block,
         layout.products,
+        layout.sample,
+        layout.refined,
         layout.slab_rows,
         layout.group,
         layout.fan_in,

@@ -21,6 +21,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 ROOT = Path(__file__).parents[1]
+CRC32C = (Crc32cCodec(),)
 
 # Started in the background of a shell, or by nohup, this process ignores signals, and so would the commands that it
 # starts, which the tests interrupt as a person would.
@@ -152,3 +153,17 @@ def remote(s3, problem):
         stored(open_store(f"{s3}/data/{name}"), array, chunks)
     made.fields, made.bucket = {"matrix": f"{s3}/data/A", "rhs": f"{s3}/data/b"}, s3
     return made
+
+
+@pytest.fixture
+def declared(tmp_path):
+    """Job fields for arrays of which there is only the metadata: not one chunk is stored."""
+
+    def declare(m, n, chunks, k=None, dtype="f8", compressors=CRC32C, rhs_rows=10_000, shards=None):
+        options = {"dtype": dtype, "compressors": compressors, "overwrite": True}
+        zarr.create_array(tmp_path / "A", shape=(m, n), chunks=chunks, shards=shards, **options)
+        shape = (m,) if k is None else (m, k)
+        zarr.create_array(tmp_path / "b", shape=shape, chunks=(min(m, rhs_rows), k)[: len(shape)], **options)
+        return {"matrix": f"{tmp_path}/A", "rhs": f"{tmp_path}/b"}
+
+    return declare

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipelines import LeastSquares, make_plan, run
@@ -21,23 +20,8 @@ from pipelines.plan import Resources, layout_of
 from pipelines.rates import NOMINAL
 from workers.clusters import Local, open_cluster
 
-CRC32C = [Crc32cCodec()]
 MIB, GIB = 2**20, 2**30
 ONE = Resources(workers=1, threads=1, memory_bytes=4 * GIB)
-
-
-@pytest.fixture
-def declared(tmp_path):
-    """Job fields for arrays of which there is only the metadata: not one chunk is stored."""
-
-    def declare(m, n, chunks, k=None, dtype="f8", compressors=CRC32C, rhs_rows=10_000, shards=None):
-        options = {"dtype": dtype, "compressors": compressors, "overwrite": True}
-        zarr.create_array(tmp_path / "A", shape=(m, n), chunks=chunks, shards=shards, **options)
-        shape = (m,) if k is None else (m, k)
-        zarr.create_array(tmp_path / "b", shape=shape, chunks=(min(m, rhs_rows), k)[: len(shape)], **options)
-        return {"matrix": f"{tmp_path}/A", "rhs": f"{tmp_path}/b"}
-
-    return declare
 
 
 def plan(fields, resources=ONE, **more):

@@ -112,7 +112,7 @@ class MatrixJob(Model):
     output: Url | None = None
     """Path or URL of the result, a Zarr group; it appears whole or not at all."""
     method: MethodChoice = "auto"
-    """auto, or {name: tsqr, and its options}."""
+    """auto, or {name: tsqr | cholesky_qr, and its options}."""
     nan: Literal["error", "omit_rows"] = "error"
     """What to do with NaN or infinity in A: stop, or leave such rows out: they count, and are written, as zeros."""
     missing_chunks: Literal["error", "fill"] = "error"

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.fields import NOT_BOOL, Model, Seconds, Url, needed
 from pipelines.jobs.base import ArrayInput, Bound, NumberType, Rtol, check_storage_options, must_be_apart
-from pipelines.methods.options import MethodChoice
+from pipelines.methods.options import PlainGram, SolvingChoice
 from pipelines.stores import StorageOptions
 
 
@@ -36,8 +36,8 @@ class LeastSquares(Model):
     """b, shape (m,) or (m, k): one right-hand side, or k of them."""
     output: Url | None = None
     """Path or URL of the result, a Zarr group; it appears whole or not at all."""
-    method: MethodChoice = "auto"
-    """auto, or {name: tsqr, and its options}."""
+    method: SolvingChoice = "auto"
+    """auto, or {name: tsqr | cholesky_qr | gram, and its options}."""
     rtol: Rtol = "auto"
     """Singular values below rtol times the largest count as zero: a number, or whose rule decides."""
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False), NOT_BOOL] = 0.0
@@ -92,6 +92,14 @@ class LeastSquares(Model):
         if asked and info.data.get("verify") is False:
             raise needed(f"verify: true, since only the verifying pass measures {asked[0]}")
         return require
+
+    @model_validator(mode="after")
+    def _gram_is_refined(self) -> Self:
+        if isinstance(self.method, PlainGram) and not self.verify:
+            raise needed("verify: true with `method: gram`, whose x counts only as far as a read has measured it")
+        if isinstance(self.method, PlainGram) and self.arrays:
+            raise needed(f"another method than gram for {self.arrays[0]}, which it finds to half of the digits only")
+        return self
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:

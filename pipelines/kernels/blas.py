@@ -37,8 +37,9 @@ class Products:
         return S
 
     def gram(self, A: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
-        """[A b]ᴴ[A b] (p, p) of A (rows, p - k) and b (rows, k) in row order, upper triangle; the next call overwrites
-        it."""
+        """[A b]ᴴ[A b] (p, p) of A (rows, p - k) and b (rows, k) in row order, of which the
+        upper triangle counts; the next call overwrites it.
+        """
         G, n = self._gram, A.shape[1]
         if b is not None:
             self._beside(A, b)

@@ -132,14 +132,14 @@ def cholesky(G: np.ndarray) -> np.ndarray:
     return np.asarray(U)
 
 
-def inverse(R: np.ndarray) -> np.ndarray | None:
-    """R⁻¹ (p, p) in column order, or None where dividing by R would lose digits."""
+def inverse(R: np.ndarray, most: float | None = None) -> np.ndarray | None:
+    """R⁻¹ (p, p) in column order, or None where dividing by R would lose digits: amplify errors more than that."""
     if not R.diagonal().all() or not np.isfinite(R.diagonal()).all():
         return None
     R = np.triu(R)
     trtri: Any = lapack.ztrtri if np.iscomplexobj(R) else lapack.dtrtri
     P, info = trtri(np.asfortranarray(R), lower=0)
-    return P if info == 0 and amplification(R, P) <= MOST_AMPLIFIED * R.shape[0] else None
+    return P if info == 0 and amplification(R, P) <= (most or MOST_AMPLIFIED) * R.shape[0] else None
 
 
 def summable(R: np.ndarray, P: np.ndarray, rhs: int = 0) -> bool:

@@ -24,6 +24,9 @@ CACHE_BYTES = 768 * 1024
 MOST_ROWS = 4096
 """Rows of a slab at the most: on NIST's references, tiled, slabs of 12,000 rows cost up to two digits."""
 
+WIDE_ROWS = 1024
+"""Rows of a slab of wide matrices: with fewer, adding p × p products would take as long as making them."""
+
 
 def block_width(p: int) -> int:
     """Columns of a block reflector (NB of tpqrt), by measurement: narrow ones win while R fits in the cache."""
@@ -33,7 +36,7 @@ def block_width(p: int) -> int:
 def slab_rows(p: int, t: int, itemsize: int, slab_bytes: int = CACHE_BYTES) -> int:
     """Rows of a slab: cache-sized, and for wide R enough of them that R is not read too often."""
     by_cache = slab_bytes // max(1, (p + t) * itemsize)
-    return int(max(64, p // 2, min(by_cache, MOST_ROWS)))
+    return int(max(64, min(p, WIDE_ROWS), min(by_cache, MOST_ROWS)))
 
 
 Plain = tuple[np.ndarray, np.ndarray | None]
@@ -83,7 +86,9 @@ class Sweep:
         """Room for a slab (rows, p + t) in column order, to be filled and then absorbed."""
         return self._S[:rows]
 
-    def add(self, triangle: Triangle, rows: int, fill: Callable[[np.ndarray], None], plain: Plain | None = None) -> None:
+    def add(
+        self, triangle: Triangle, rows: int, fill: Callable[[np.ndarray], None], plain: Plain | None = None
+    ) -> None:
         """Add a slab of so many rows to the triangle, in place: by products where it grows and they are safe.
 
         `fill` copies the rows to where it is told; `plain` are the same where they can be multiplied as they lie.
@@ -91,7 +96,7 @@ class Sweep:
         growth = triangle.growth
         if growth is not None:
             if growth.ready(triangle.R):
-                if growth.take(self._product(growth, rows, fill, plain), rows):
+                if growth.take(self.product(growth.P, rows, fill, plain), rows):
                     if growth.grown:
                         growth.settle(triangle.R)
                     return
@@ -102,15 +107,15 @@ class Sweep:
         fill(S)
         self.absorb(triangle, S)
 
-    def _product(
-        self, growth: Growth, rows: int, fill: Callable[[np.ndarray], None], plain: Plain | None
+    def product(
+        self, P: np.ndarray | None, rows: int, fill: Callable[[np.ndarray], None], plain: Plain | None
     ) -> np.ndarray:
-        """SᴴS of the slab, or WᴴW."""
-        if growth.P is None and plain is not None:
+        """SᴴS of a slab (p, p), or WᴴW of W = S P, of which the upper triangle counts; the next call overwrites it."""
+        if P is None and plain is not None:
             return self._products.gram(*plain)
         S = self._rows[:rows]
         fill(S)
-        return self._products.gram(S if growth.P is None else self._products.divide(S, growth.P))
+        return self._products.gram(S if P is None else self._products.divide(S, P))
 
     def absorb(self, triangle: Triangle, S: np.ndarray) -> None:
         """Add the rows of S (rows, p + t) to the triangle, in place; S is used up."""

@@ -10,9 +10,12 @@ import numpy as np
 from pipelines.inputs import Inputs
 from pipelines.layout import Layout, Shape
 from pipelines.matrix import Source, System
-from pipelines.methods.options import Tsqr
+from pipelines.methods.options import CholeskyQr, Exact, Tsqr
 from pipelines.methods.problem import Runs
 from pipelines.storage import Staging
+
+WIDE_ENOUGH, TALL_ENOUGH = 512, 64
+"""Columns from which a shared triangle pays, and rows for each of them: TSQR's tasks each begin by reflectors."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,13 @@ class Work:
     layout: Layout
     passes: Runs
     staging: Staging | None
-    warnings: tuple[str, ...]
+    planned: tuple[str, ...]
+    """Warnings of the plan."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the plan, and what came out otherwise than planned so far."""
+        return (*self.planned, *self.passes.said)
 
     @property
     def run(self) -> str:
@@ -112,9 +121,15 @@ class Kind(Protocol):
         """Read, compute, certify; write what is large."""
 
 
-def exact_method(job: Any, shape: Shape) -> Tsqr:  # noqa: ARG001  # others look at it
-    """TSQR with the job's options, for the kinds that have no other method."""
-    return job.method if isinstance(job.method, Tsqr) else Tsqr()
+def exact_method(job: Any, shape: Shape) -> Exact:
+    """The method with the job's options, for the kinds that know no randomized one."""
+    return job.method if isinstance(job.method, Exact) else best_exact(shape)
+
+
+def best_exact(shape: Shape) -> Exact:
+    """What finds R fastest; `auto` looks at the shape alone, so that the bits do not depend on the machine."""
+    sums = shape.columns >= WIDE_ENOUGH and shape.rows >= TALL_ENOUGH * shape.columns
+    return CholeskyQr() if sums else Tsqr()
 
 
 def no_basis(job: Any, shape: Shape) -> None:  # as above

@@ -11,7 +11,7 @@ from pipelines.jobs import LeastSquares
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis, positive_diagonal
 from pipelines.layout import Layout, factor_flops
 from pipelines.methods import tsqr
-from pipelines.methods.options import Tsqr
+from pipelines.methods.options import Exact
 from pipelines.methods.problem import Problem, Solution
 from pipelines.passes.output import Target
 from pipelines.storage import Staging
@@ -59,7 +59,7 @@ def buffer_bytes(layout: Layout) -> int:
 
 def reason(job: LeastSquares, layout: Layout) -> str:  # noqa: ARG001  # the same whatever the shape
     """Why this method."""
-    if isinstance(job.method, Tsqr):
+    if isinstance(job.method, Exact):
         return "asked for by the job file"
     return "as accurate as LAPACK at any condition number, in one pass"
 

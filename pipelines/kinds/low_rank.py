@@ -13,7 +13,7 @@ from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
 from pipelines.kinds.factors import in_memory, needs_tall_for_nan, shortfalls_of, target_of, written_bytes
 from pipelines.kinds.spectral import Spectrum
 from pipelines.layout import Layout
-from pipelines.methods.options import Tsqr
+from pipelines.methods.options import Exact
 from pipelines.methods.problem import unchanged
 from pipelines.methods.randomized import RESOLVED, Found
 from pipelines.passes.project import Project, Projected
@@ -38,7 +38,7 @@ def steps(job: LowRank, layout: Layout) -> list[Step]:
             f"A pair of rank {job.rank:,} is asked for, and the matrix has at most rank {n:,}. Set `rank` to at most "
             "that."
         )
-    if not isinstance(method(job, shape), Tsqr) and job.tolerance is not None and job.tolerance < CLEAR_OF * RESOLVED:
+    if not isinstance(method(job, shape), Exact) and job.tolerance is not None and job.tolerance < CLEAR_OF * RESOLVED:
         raise PlanRefused(
             f"The tolerance is {job.tolerance:.1e}, and a randomized method finds the rank for one of at least "
             f"{CLEAR_OF * RESOLVED:.0e}: it knows the error as a difference of squares. Give a `rank`, or use "

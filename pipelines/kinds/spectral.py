@@ -9,11 +9,11 @@ import numpy as np
 from pipelines.certify import FactorCertificate
 from pipelines.jobs.low_rank import LowRank
 from pipelines.jobs.svd import SVD
-from pipelines.kinds.base import Step, Work
+from pipelines.kinds.base import Step, Work, best_exact
 from pipelines.kinds.factors import certificate_of, tolerance_of
 from pipelines.layout import Layout, Shape, factor_flops
 from pipelines.matrix import Tally
-from pipelines.methods.options import BlockKrylov, Iterated, Sketch, Tsqr
+from pipelines.methods.options import BlockKrylov, Exact, Iterated, Sketch
 from pipelines.methods.orthonormal import factor
 from pipelines.methods.problem import frobenius
 from pipelines.methods.randomized import Found, basis_columns, find, widths
@@ -69,20 +69,20 @@ def asked_for(job: Job) -> int | None:
     return values if isinstance(values, int) else None
 
 
-def method(job: Job, shape: Shape) -> Tsqr | Iterated | Sketch:
+def method(job: Job, shape: Shape) -> Exact | Iterated | Sketch:
     """The method with its options; `auto` looks at the shape alone, so that the bits do not depend on the machine."""
     if job.method != "auto":
         return job.method
     k, m, n = asked_for(job), shape.rows, shape.columns
     if n <= EXACT_COLUMNS or (isinstance(job, SVD) and job.values == "all"):
-        return Tsqr()
+        return best_exact(shape)
     options = BlockKrylov()
     if n > MOST_EXACT_COLUMNS:
         return options
     if k is None:
-        return Tsqr()
+        return best_exact(shape)
     exact = factor_flops(m, n, 0) + SVD_FLOPS * n**3
-    return options if exact > WORTH_A_GUESS * sum(_flops(options, m, n, k)) else Tsqr()
+    return options if exact > WORTH_A_GUESS * sum(_flops(options, m, n, k)) else best_exact(shape)
 
 
 def _flops(options: Iterated | Sketch, m: int, n: int, k: int | None) -> list[float]:
@@ -97,7 +97,7 @@ def _flops(options: Iterated | Sketch, m: int, n: int, k: int | None) -> list[fl
 def basis_of(job: Job, shape: Shape) -> int | None:
     """Columns of the basis that rows are taken to, at the most; None when R itself is computed."""
     options = method(job, shape)
-    if isinstance(options, Tsqr):
+    if isinstance(options, Exact):
         return None
     return basis_columns(widths(asked_for(job), options, shape.columns)[-1], options, shape.columns)
 
@@ -107,7 +107,7 @@ def steps(job: Job, layout: Layout) -> list[Step]:
     shape = layout.shape
     complex_ = 4 if shape.dtype.kind == "c" else 1
     options = method(job, shape)
-    if isinstance(options, Tsqr):
+    if isinstance(options, Exact):
         return [Step("factor", factor_flops(shape.rows, layout.p, 0) * complex_, factors=True)]
     flops = _flops(options, shape.rows, shape.columns, asked_for(job))
     names = ["multiply"] * len(flops) if isinstance(options, Sketch) else ["multiply"] * (len(flops) - 1) + ["resolve"]
@@ -117,7 +117,7 @@ def steps(job: Job, layout: Layout) -> list[Step]:
 def reason(job: Job, layout: Layout) -> str:
     """Why this method."""
     options, n = method(job, layout.shape), layout.shape.columns
-    if isinstance(options, Tsqr):
+    if isinstance(options, Exact):
         return "exact through TSQR: the singular values of R are those of A, at any condition number"
     why = "asked for by the job file" if job.method != "auto" else f"R would be {n:,} × {n:,}"
     if isinstance(options, Sketch):
@@ -137,7 +137,7 @@ def spectrum_of(work: Work, enough: Callable[[Found, int], bool]) -> Spectrum:
     """The spectrum by the job's method; `enough` tells when a block of some width has found all that is wanted."""
     job, layout, system = work.job, work.layout, work.system()
     options = method(job, layout.shape)
-    if isinstance(options, Tsqr):
+    if isinstance(options, Exact):
         R, tally = factor(work.passes, system, layout)
         _, s, Vh = np.linalg.svd(R) if R.size else (R, np.zeros(0), R)
         return Spectrum(s, Vh, frobenius(R), exact=True, resolved=True, tally=tally)
@@ -204,7 +204,7 @@ def best_error(spectrum: Spectrum, s: np.ndarray, misfit: float, bounds: np.ndar
 def too_few(work: Work, spectrum: Spectrum, k: int) -> list[str]:
     """A sentence when the widest random block that was allowed did not lead to all that the tolerance asks for."""
     options, n = method(work.job, work.layout.shape), work.layout.shape.columns
-    if isinstance(options, Tsqr) or len(spectrum.s) >= n:
+    if isinstance(options, Exact) or len(spectrum.s) >= n:
         return []
     most = widths(None, options, n)[-1]
     if k < most:

@@ -13,7 +13,7 @@ from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
 from pipelines.kinds.factors import in_memory, needs_tall_for_nan, shortfalls_of, target_of, written_bytes
 from pipelines.kinds.spectral import Spectrum
 from pipelines.layout import Layout, factor_flops
-from pipelines.methods.options import Tsqr
+from pipelines.methods.options import Exact
 from pipelines.methods.orthonormal import orthonormal, right_basis
 from pipelines.methods.problem import unchanged
 from pipelines.passes.project import Project, Projected
@@ -42,7 +42,7 @@ def steps(job: SVD, layout: Layout) -> list[Step]:
         found.append(Step("orthogonalise", project + factor_flops(shape.rows, k, 0) * complex_))
         size = written_bytes(layout, k, answer_dtype(job, layout).itemsize)
         found.append(Step("write", (2 if job.verify else 1) * project, writes=size))
-    elif job.verify and not isinstance(method(job, shape), Tsqr):
+    elif job.verify and not isinstance(method(job, shape), Exact):
         found.append(Step("verify", 3 * project, products=True))
     return found
 

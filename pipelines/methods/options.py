@@ -15,17 +15,33 @@ class Method(Model):
     """Work that one task holds, at the least, as the plan estimates it: longer tasks, fewer of them."""
 
 
-class Tsqr(Method):
+class Exact(Method):
+    """A method that finds R of [A b] to roundoff."""
+
+    name: str
+    """The name of the method."""
+    block: Literal["auto"] | Annotated[int, Field(ge=1), NOT_BOOL] = "auto"
+    """Columns of one block reflector in LAPACK's tpqrt (its NB); auto follows the number of columns."""
+    slab_bytes: Literal["auto"] | Bytes = "auto"
+    """Bytes of rows that one kernel call sees, such as "1 MiB"; auto fits the cache."""
+
+
+class Tsqr(Exact):
     """QR of [A b] from the bottom of a tree upwards: one pass over the rows, nothing squared."""
 
     name: Literal["tsqr"] = "tsqr"
     """The name of the method."""
-    block: Literal["auto"] | Annotated[int, Field(ge=1), NOT_BOOL] = "auto"
-    """Columns of one block reflector in LAPACK's tpqrt (its NB); auto follows the number of columns."""
     products: bool = True
     """Add rows by products of matrices where that is as accurate as reflectors, and faster; false: never."""
-    slab_bytes: Literal["auto"] | Bytes = "auto"
-    """Bytes of rows that one kernel call sees, such as "1 MiB"; auto fits the cache."""
+
+
+class CholeskyQr(Exact):
+    """Cholesky QR preconditioned by the triangle of a sample of rows: products and sums only, if they are accepted."""
+
+    name: Literal["cholesky_qr"] = "cholesky_qr"
+    """The name of the method."""
+    sample: Annotated[int, Field(ge=2, le=1000), NOT_BOOL] = 8
+    """Rows of the sample for each column; they are read once more."""
 
 
 class Randomized(Method):
@@ -71,8 +87,19 @@ class Sketch(Randomized):
     """The name of the method."""
 
 
-METHODS: dict[str, type[Model]] = {"tsqr": Tsqr}
+class PlainGram(Exact):
+    """AᴴA, summed in one read without a division, and x refined until its backward error is that of the others."""
+
+    name: Literal["gram"] = "gram"
+    """The name of the method."""
+    sample: Annotated[int, Field(ge=2, le=1000), NOT_BOOL] = 8
+    """Rows of the sample for each column, which tells whether AᴴA can be used; they are read once more."""
+
+
+METHODS: dict[str, type[Model]] = {"tsqr": Tsqr, "cholesky_qr": CholeskyQr}
 """The methods of every kind of job by name; adding one is one class here, one name below, one file beside this."""
+SOLVING_METHODS = METHODS | {"gram": PlainGram}
+"""Those of least squares, where x can be refined."""
 LOW_RANK_METHODS = METHODS | {
     "block_krylov": BlockKrylov,
     "subspace_iteration": SubspaceIteration,
@@ -101,15 +128,23 @@ def _name(value: Any) -> str:
 Auto = Annotated[Literal["auto"], Tag("auto")]
 
 MethodChoice = Annotated[
-    Auto | Annotated[Tsqr, Tag("tsqr")],
+    Auto | Annotated[Tsqr, Tag("tsqr")] | Annotated[CholeskyQr, Tag("cholesky_qr")],
     Discriminator(_name),
     BeforeValidator(_spelled_out(METHODS)),
 ]
 """auto, the name of a method, or {name: ..., and its options}."""
 
+SolvingChoice = Annotated[
+    Auto | Annotated[Tsqr, Tag("tsqr")] | Annotated[CholeskyQr, Tag("cholesky_qr")] | Annotated[PlainGram, Tag("gram")],
+    Discriminator(_name),
+    BeforeValidator(_spelled_out(SOLVING_METHODS)),
+]
+"""The same with the method that only least squares knows."""
+
 LowRankChoice = Annotated[
     Auto
     | Annotated[Tsqr, Tag("tsqr")]
+    | Annotated[CholeskyQr, Tag("cholesky_qr")]
     | Annotated[BlockKrylov, Tag("block_krylov")]
     | Annotated[SubspaceIteration, Tag("subspace_iteration")]
     | Annotated[Sketch, Tag("sketch")],

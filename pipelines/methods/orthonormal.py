@@ -1,23 +1,20 @@
 """The steps that QR, SVD and the pseudoinverse share: R of A, the factor that Q₁ lacks, and the cut of the spectrum."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from pipelines.kernels.basis import Basis
 from pipelines.layout import Layout
-from pipelines.matrix import Span, System, Tally
-from pipelines.methods.problem import check, columns_in_range, factor_pass, frobenius, in_range, unchanged
+from pipelines.matrix import System, Tally
+from pipelines.methods.cholesky_qr import triangle_of
+from pipelines.methods.problem import Runs, check, columns_in_range, factor_pass, frobenius, in_range, unchanged
 from pipelines.small.rank import column_norms
-
-Runs = Callable[[Any, System, tuple[Span, ...]], tuple[Any, Tally]]
 
 
 def factor(passes: Runs, system: System, layout: Layout) -> tuple[np.ndarray, Tally]:
     """R (n, n) of the rows, checked for what no later step could bear."""
-    triangle, tally = passes(factor_pass(layout), system, layout.spans)
+    triangle, tally = triangle_of(passes, system, layout)
     check(tally, wide=layout.shape.wide)
     R = np.triu(triangle.R)
     in_range("matrix", np.atleast_1d(frobenius(R)))

@@ -24,6 +24,10 @@ LARGEST = 1e70
 class Runs(Protocol):
     """The engine: a pass over all spans of a system."""
 
+    @property
+    def said(self) -> list[str]:
+        """What came out otherwise than planned, for the result; to be added to."""
+
     def __call__(self, step: Any, system: System, spans: tuple[Span, ...]) -> tuple[Any, Tally]: ...
 
 

@@ -15,6 +15,7 @@ from pipelines.errors import BadData
 from pipelines.kernels.basis import Basis
 from pipelines.kernels.sweep import squares
 from pipelines.matrix import Source, Tally, square_roots
+from pipelines.methods.cholesky_qr import triangle_of
 from pipelines.methods.orthonormal import orthonormal, right_basis
 from pipelines.methods.problem import (
     Measured,
@@ -47,8 +48,8 @@ STEEP = 1e7
 def solve_wide(problem: Problem, engine: Runs) -> Solution:
     """Minimum norm through Aᴴ = QR: x = Aᴴ y with (RᴴR) y = b, refined once against the A x that it gives."""
     problem, b, omitted = _equations(problem, engine)
-    layout, spans = problem.layout, problem.layout.spans
-    triangle, tally = engine(factor_pass(layout), problem.system, spans)
+    layout = problem.layout
+    triangle, tally = triangle_of(engine, problem.system, layout)
     check(tally, wide=True)
     in_range("matrix", np.atleast_1d(frobenius(triangle.R)))
     columns_in_range("row", column_norms(triangle.R))
@@ -88,7 +89,7 @@ def measure_wide(problem: Problem, engine: Runs, x: Source) -> Solution:
     """
     problem, b, omitted = _equations(problem, engine)
     layout, spans = problem.layout, problem.layout.spans
-    triangle, tally = engine(factor_pass(layout), problem.system, spans)
+    triangle, tally = triangle_of(engine, problem.system, layout)
     check(tally, wide=True)
     decision, inverse = _decide_wide(problem, triangle.R, layout.shape.rows)
     R = triangle.R

@@ -46,7 +46,7 @@ class Factor:
     def absorb(self, state: Triangle, slab: Slab) -> Triangle:
         work = sweep.workspace(self.p, self.t, self.dtype, self.slab_rows, self.block)
         if self.over is None:
-            work.add(state, slab.a.shape[0], slab.fill, _as_they_lie(slab, self.dtype))
+            work.add(state, slab.a.shape[0], slab.fill, as_they_lie(slab, self.dtype))
         else:
             work.add(state, slab.a.shape[0], partial(_quotient, slab, self.dtype, self.over))
         return state
@@ -64,7 +64,7 @@ class Factor:
         )
 
 
-def _as_they_lie(slab: Slab, dtype: np.dtype[Any]) -> Plain | None:
+def as_they_lie(slab: Slab, dtype: np.dtype[Any]) -> Plain | None:
     """The rows where BLAS can take them without a copy."""
     if slab.w is not None or not in_row_order(slab.a, dtype):
         return None

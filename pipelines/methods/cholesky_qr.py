@@ -1,0 +1,162 @@
+"""R by preconditioned Cholesky QR: one read of the rows beside a sample of them, and states that add up.
+
+A sample of rows, 8 for each column, from all over the matrix, has the triangle R₀.  With W = A R₀⁻¹, G = WᴴW and
+G = UᴴU, R = U R₀.  The rows are multiplied by R₀⁻¹ and by themselves, at the speed of dgemm, and what a task leaves
+behind is a sum: merging takes n² and not n³ flops.  Where R₀ is so well conditioned that its square costs nothing,
+G = AᴴA without the division.
+
+Accepted is what the condition of G, its columns scaled to norm one, shows to be as good as reflectors: errors of
+rounding in G are u ‖wₖ‖ ‖wₗ‖ for each entry, and cond(G) of that reaches R.  Slabs that are far larger than those of
+the sample go through reflectors, and what has a direction that the sample lacks makes cond(G) large: then TSQR reads
+the rows once more, and the result says so.
+
+References: J. E. Garrison, I. C. F. Ipsen, "A randomized preconditioned Cholesky-QR algorithm" (2024),
+arXiv:2406.11751, with a sample of rows for the sketch; A. J. Higgins, D. B. Szyld, E. G. Boman, I. Yamazaki,
+"Analysis of randomized Householder-Cholesky QR factorization" (2023), arXiv:2309.05868.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.linalg import blas, lapack, solve_triangular
+
+from pipelines.kernels.growth import MOST_FITTED, MOST_NEW, MOST_TALLER, SQUARED, inverse
+from pipelines.kernels.sweep import Triangle, merge, squares
+from pipelines.layout import Layout
+from pipelines.matrix import Span, System, Tally
+from pipelines.methods.problem import Runs, factor_pass
+from pipelines.passes.gram import Gram, Sums, unpacked
+from pipelines.small.rank import column_scales, largest_singular_value, smallest_singular_value
+
+PIECES = 8
+"""Places that a sample is taken from, at the least, unless it would be larger than it has to be."""
+DEPENDENT = 1e-12
+"""Columns of the sample that depend on those before them but for this part: TSQR decides about the rank."""
+MOST_AMPLIFIED = 32.0
+"""Largest amplification by |R₀⁻¹| |R₀|, for each column: errors in RᴴR were 60 u there, and 15 u by reflectors; every
+row is divided by the same triangle, so less is lost than where earlier rows are not."""
+LEAST_RESIDUAL = 1e-8
+"""Of a right-hand side in the sample, relative to its norm; any triangle serves, and a small one finds rows large."""
+MOST_SUMMED = 3.0
+"""Largest condition number of A, as R₀ shows it, for which AᴴA is summed without a division: its square is a digit."""
+MOST_REFINED = 1e5
+"""The same where x will be refined: it begins with six digits, and a step gains as many."""
+MOST_ACCEPTED = 8.0
+"""Largest condition number of W (or of A, where that was summed) that is accepted."""
+
+
+def triangle_of(passes: Runs, system: System, layout: Layout) -> tuple[Triangle, Tally]:
+    """R of the rows, and of the right-hand sides that are factored along, by the method of the layout."""
+    if layout.sample:
+        found = _by_sums(passes, system, layout)
+        if not isinstance(found, str):
+            return found
+        passes.said.append(f"R is TSQR's and not from sums of products: {found}")
+    return passes(factor_pass(layout), system, layout.spans)
+
+
+def sample_spans(layout: Layout) -> tuple[Span, ...]:
+    """Spans of about `layout.sample` rows in all, spread evenly; whole chunks where those are decoded whole."""
+    shape = layout.shape
+    unit = 1 if shape.partial else max(1, shape.unit)
+    pieces = max(1, min(PIECES, layout.sample // unit))
+    units = -(-layout.sample // (pieces * unit))
+    there = -(-shape.rows // unit)
+    starts = sorted({unit * (max(0, there - units) * i // max(1, pieces - 1)) for i in range(pieces)})
+    return tuple(Span(i, start, min(start + units * unit, shape.rows)) for i, start in enumerate(starts))
+
+
+def _by_sums(passes: Runs, system: System, layout: Layout) -> tuple[Triangle, Tally] | str:
+    """The triangle, or why there is none."""
+    if layout.given:
+        return "the blocks of a dask array are not made twice"
+    spans, factor = sample_spans(layout), factor_pass(layout)
+    rows = sum(span.stop - span.start for span in spans)
+    if 2 * rows > layout.shape.rows:
+        return f"a sample of {rows:,} rows is not much less than all {layout.shape.rows:,}"
+    sampled: Triangle
+    sampled, tally = passes(replace(factor, name="sample"), system, spans)
+    if tally.bad:
+        return "the sample holds NaN or infinity"
+    n = len(sampled.R) - factor.rhs
+    R0 = _roomy(np.triu(sampled.R), n)
+    norms, P = np.linalg.norm(R0, axis=0) ** 2, None
+    summed = _summable(R0, norms, n, layout.refined)
+    if not summed:
+        if layout.refined:
+            return (
+                f"a sample of {rows:,} rows has a condition number above {MOST_REFINED:.0e}, or squares that overflow"
+            )
+        independent = (np.abs(R0.diagonal()[:n]) > DEPENDENT * np.sqrt(norms[:n])).all()
+        P = inverse(R0, MOST_AMPLIFIED) if independent else None
+        if P is None:
+            return f"the triangle of a sample of {rows:,} rows is too ill-conditioned to divide by"
+    larger = max(1.0, layout.slab_rows / rows)  # as many rows as a slab has would have larger products
+    step = Gram(factor, P, larger * (MOST_TALLER * norms if summed else np.full(len(R0), MOST_NEW)))
+    sums: Sums
+    sums, tally = passes(step, system, layout.spans)
+    if tally.bad:  # which ends the job
+        return sampled, tally
+    found = _triangle(sums, n, None if summed else R0, 2 * MOST_REFINED if layout.refined else MOST_ACCEPTED)
+    return found if isinstance(found, str) else (found, tally)
+
+
+def _summable(R0: np.ndarray, norms: np.ndarray, n: int, refined: bool) -> bool:
+    """True when AᴴA may be summed as it is, as far as the sample shows."""
+    if not (SQUARED[0] < norms.min() and norms.max() < SQUARED[1]):
+        return False
+    if refined:
+        return condition(R0[:n, :n]) <= MOST_REFINED
+    return not _fitted(R0, n) and condition(R0[:n, :n]) <= MOST_SUMMED
+
+
+def _roomy(R0: np.ndarray, n: int) -> np.ndarray:
+    """R₀ in column order; residuals that the sample hardly has are taken for larger, since other rows have more."""
+    R0, ends = np.asfortranarray(R0), np.arange(n, len(R0))
+    least = LEAST_RESIDUAL * np.linalg.norm(R0[:, n:], axis=0)
+    R0[ends, ends] = np.maximum(np.abs(R0.diagonal()[n:]), least)
+    return R0
+
+
+def _fitted(R: np.ndarray, n: int) -> bool:
+    """True when right-hand sides fit so well that ‖b‖² has too few digits for the norm of a residual.
+
+    x loses nothing then: what rounds in Aᴴb is a rounding of b.
+    """
+    return bool((np.linalg.norm(R[:, n:], axis=0) > MOST_FITTED * np.abs(R.diagonal()[n:])).any())
+
+
+def condition(R: np.ndarray) -> float:
+    """cond₂ of upper triangular R, columns scaled to norm one, within a few per cent."""
+    if len(R) == 0:
+        return 1.0
+    scaled = np.asfortranarray(R * column_scales(R))
+    return largest_singular_value(scaled) / smallest_singular_value(scaled)
+
+
+def _triangle(sums: Sums, n: int, R0: np.ndarray | None, most: float) -> Triangle | str:
+    """U R₀ (or U itself) from G = UᴴU, with the rows that did not go into it; or why not.
+
+    Of U = [U₁₁ C; 0 ρ] A's part decides alone: right-hand sides that are fitted exactly leave no ρ to speak of.
+    """
+    p = int((8 * len(sums.G) + 1) ** 0.5) // 2
+    G = unpacked(sums.G, p)
+    U11 = _cholesky(G[:n, :n])
+    found = np.inf if U11 is None else condition(U11)
+    if U11 is None or not found <= most:
+        return f"a condition number of {found:.1e} came out for what was summed, and {most:.0e} is the most for that"
+    U, ends = np.zeros_like(G), np.arange(n, p)
+    U[:n, :n] = U11
+    U[:n, n:] = solve_triangular(U11, G[:n, n:], trans="C", check_finite=False)
+    U[ends, ends] = np.sqrt(np.maximum(G.diagonal()[n:].real - squares(U[:n, n:]), 0))
+    R = U if R0 is None else (blas.ztrmm if np.iscomplexobj(G) else blas.dtrmm)(1.0, U, R0)
+    triangle = Triangle(np.asfortranarray(R), np.zeros((p, 0), R.dtype, order="F"), np.zeros(0))
+    return triangle if sums.rest is None else merge(triangle, sums.rest)
+
+
+def _cholesky(G: np.ndarray) -> np.ndarray | None:
+    """U of G = UᴴU, or None when G is not positive definite."""
+    if G.size == 0:
+        return G
+    U, info = (lapack.zpotrf if np.iscomplexobj(G) else lapack.dpotrf)(G, lower=0, clean=1)
+    return None if info else np.asarray(U)

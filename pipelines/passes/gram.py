@@ -1,0 +1,94 @@
+"""Rows divided by a triangle that all tasks share, and their Gram matrix: states that add up."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.kernels import sweep
+from pipelines.kernels.sweep import Triangle
+from pipelines.matrix import Slab, Span
+from pipelines.passes.factor import Factor, as_they_lie
+
+FAN_IN = 4
+"""States that one merge takes: sums cost little, and fewer at a time would be sent more often."""
+
+
+@dataclass
+class Sums:
+    """G = Σ WᴴW (p, p), of which the upper triangle counts and which a finished span packs, (p (p + 1) / 2,)."""
+
+    G: np.ndarray
+    rows: int
+    """Rows in G."""
+    rest: Triangle | None
+    """The triangle of the rows that were too large for it."""
+    left: int
+    """Rows in that."""
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Σ WᴴW of W = S P, or Σ SᴴS, of slabs S whose product has no diagonal entry above `most`; R of the others."""
+
+    factor: Factor
+    """The pass that the others go through, and its sizes."""
+    P: np.ndarray | None
+    """R₀⁻¹ (p, p) in column order, or None where nothing has to be divided."""
+    most: np.ndarray
+    """(p,)"""
+    name: str = "factor"
+
+    @property
+    def slab_rows(self) -> int:
+        return self.factor.slab_rows
+
+    @property
+    def group(self) -> int:
+        return self.factor.group
+
+    @property
+    def fan_in(self) -> int:
+        return FAN_IN
+
+    def start(self) -> Sums:
+        p = self.factor.p
+        return Sums(np.zeros((p, p), self.factor.dtype, order="F"), 0, None, 0)
+
+    def absorb(self, state: Sums, slab: Slab) -> Sums:
+        one, rows = self.factor, slab.a.shape[0]
+        work = sweep.workspace(one.p, one.t, one.dtype, one.slab_rows, one.block)
+        new = work.product(self.P, rows, slab.fill, as_they_lie(slab, one.dtype))
+        # A NaN fails the comparison, too: then reflectors carry it on, to be seen and reported.
+        if (new.diagonal().real <= self.most).all():
+            state.G += new
+            state.rows += rows
+            return state
+        state.rest = one.absorb(state.rest or one.start(), slab)
+        state.left += rows
+        return state
+
+    def merge(self, left: Sums, right: Sums) -> Sums:
+        both = [state.rest for state in (left, right) if state.rest is not None]
+        rest = self.factor.merge(*both) if len(both) == 2 else both[0] if both else None
+        return Sums(left.G + right.G, left.rows + right.rows, rest, left.left + right.left)
+
+    def finish(self, state: Sums, span: Span) -> Sums:
+        rest = None if state.rest is None else self.factor.finish(state.rest, span)
+        return Sums(packed(state.G), state.rows, rest, state.left)
+
+    def finite(self, state: Sums) -> bool:
+        return bool(np.isfinite(state.G.diagonal()).all()) and (state.rest is None or self.factor.finite(state.rest))
+
+
+def packed(G: np.ndarray) -> np.ndarray:
+    """The upper triangle of G (p, p), column after column: (p (p + 1) / 2,)."""
+    return np.concatenate([G[: j + 1, j] for j in range(len(G))]) if len(G) else G.reshape(0)
+
+
+def unpacked(packed: np.ndarray, p: int) -> np.ndarray:
+    """G (p, p) in column order, zeros below its diagonal."""
+    G, start = np.zeros((p, p), packed.dtype, order="F"), 0
+    for j in range(p):
+        G[: j + 1, j] = packed[start : start + j + 1]
+        start += j + 1
+    return G
