@@ -10,10 +10,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
 
+import dask.config
 import dask.threaded
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -22,6 +23,7 @@ from pipelines import storage
 from pipelines.checkpoints import Checkpoints, Place, checkpoints
 from pipelines.errors import BadData, RunFailed
 from pipelines.failures import cluster_state, explain, workers_now
+from pipelines.kernels import panels
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.meter import Graph, Meter, Work
 from pipelines.passes.base import Pass
@@ -32,6 +34,9 @@ from pipelines.units import format_seconds
 
 REPORT_EVERY = 0.25
 """Seconds between two words of a task about how far it is."""
+
+LARGE_GRAPH = "1 TB"
+"""Dask warns of graphs above 10 MB; ours hold a triangle or two, each once."""
 
 SOURCES = ("A", "b", "weights")
 """The fields of a System that rows come from."""
@@ -96,13 +101,18 @@ def do_span(
     }
     system = replace(system, **found)
     tell = _teller(run)
+
+    def walked() -> tuple[Any, Tally]:
+        with _alone if getattr(step, "alone", False) else nullcontext():
+            return walk(settled(step), system, span, lambda rows: tell(span.number, rows))
+
     if kept is None:
-        return walk(settled(step), system, span, lambda rows: tell(span.number, rows))
+        return walked()
     made = kept.load(system, span)
     if made is not None:
         tell(span.number, span.stop - span.start)
         return made
-    return kept.make(system, span, lambda: walk(settled(step), system, span, lambda rows: tell(span.number, rows)))
+    return kept.make(system, span, walked)
 
 
 def settled(step: Any) -> Any:
@@ -179,7 +189,8 @@ def graph_of(arrays: Sequence[Any]) -> Graph:
 
 _tellers: dict[str, Tell] = {}
 """Runs of this process, for tasks that run in its threads."""
-_limited = threading.Lock()
+_alone = threading.Lock()
+"""Held by the task of this process whose state is too large for there to be two."""
 
 
 def _teller(run: str) -> Tell:
@@ -190,6 +201,7 @@ def _teller(run: str) -> Tell:
     if worker is None:
         return lambda span, rows: None
     _one_blas_thread()
+    panels.use_threads(worker.state.nthreads)
     last = [0.0]
 
     def tell(span: int, rows: int) -> None:
@@ -314,6 +326,7 @@ class Engine:
                 meter.show()
 
         _tellers[run] = tell
+        panels.use_threads(self.threads)
         try:
             result: tuple[Any, Tally] = dask.threaded.get(graph, root, num_workers=self.threads)
             return result
@@ -322,7 +335,8 @@ class Engine:
 
     def _on_cluster(self, graph: Graph, root: Any, run: str, meter: Meter) -> tuple[Any, Tally]:
         self.client.subscribe_topic(run, lambda event: meter.tell(event[1]["span"], event[1]["rows"]))
-        future = self.client.get(graph, root, sync=False, **self._turns(meter))
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": LARGE_GRAPH}):
+            future = self.client.get(graph, root, sync=False, **self._turns(meter))
         try:
             self._wait(future, meter)
             result: tuple[Any, Tally] = future.result()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.kernels import sweep
+from pipelines.kernels import panels, sweep
 from pipelines.matrix import Span
 
 BLOCK_BYTES = 16 * 2**20
@@ -97,6 +97,11 @@ class Layout:
             return self.given
         starts = range(0, self.shape.rows, self.span_rows)
         return tuple(Span(i, start, min(start + self.span_rows, self.shape.rows)) for i, start in enumerate(starts))
+
+    @property
+    def alone(self) -> bool:
+        """True when states are so large that a process holds one at a time, and all of its threads work on that."""
+        return self.sample > 0 and self.p >= panels.FROM_COLUMNS and self.shape.dtype.kind == "f"
 
     @property
     def span_count(self) -> int:

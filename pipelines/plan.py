@@ -233,6 +233,7 @@ def peak_bytes(job: Job, layout: Layout, threads: int) -> int:
     growing = 6 * layout.p**2 * size if layout.products and not layout.t else 0
     chain = max(1, layout.span_rows // max(1, layout.slab_rows * layout.group)).bit_length()
     sides += 2 * shape.side_chunk_bytes
+    threads = 1 if layout.alone else threads
     per_thread = blocks + sides + slab + growing + (chain + layout.fan_in + 3) * state
     return IDLE_BYTES + threads * per_thread
 

@@ -5,9 +5,10 @@ import pytest
 
 from pipelines import PCA, QR, SVD, LeastSquares, LowRank, Pseudoinverse, make_plan, run
 from pipelines.errors import BadData
+from pipelines.kernels import panels
 from pipelines.methods import cholesky_qr
 from pipelines.methods.cholesky_qr import condition
-from pipelines.passes.gram import packed, unpacked
+from pipelines.passes.gram import Gram, packed, unpacked
 from pipelines.plan import Resources
 from tests.test_factors import deficient, penrose, randsvd
 from tests.test_growth import MATRICES, RESIDUALS, M, backward_error
@@ -268,3 +269,55 @@ def test_the_condition_is_of_scaled_columns():
         np.linalg.cond(R / np.linalg.norm(R, axis=0)), rel=0.5
     )
     assert condition(np.zeros((0, 0))) == 1
+
+
+# Wide states
+
+
+@pytest.fixture
+def wide_states(monkeypatch):
+    """Matrices of 40 columns are treated as those of thousands."""
+    monkeypatch.setattr(panels, "FROM_COLUMNS", 40)
+    monkeypatch.setattr(panels, "PANEL", 7)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e4])
+def test_one_state_in_a_process_gives_the_same_bits_on_any_number_of_threads(wide_states, condition, monkeypatch):
+    at_once, most = [0], [0]
+    absorb = Gram.absorb
+
+    def counted(self, state, slab):
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        try:
+            return absorb(self, state, slab)
+        finally:
+            at_once[0] -= 1
+
+    monkeypatch.setattr(Gram, "absorb", counted)
+    A = randsvd(np.random.default_rng(13), 30_000, 40, condition)
+    job = LeastSquares(matrix=A, rhs=A.sum(axis=1), method={"name": "cholesky_qr", "span_seconds": 1e-9})
+    found = [run(job, resources=Resources(1, threads, 2**40)) for threads in (1, 2, 5)]
+    assert all(np.array_equal(one.x, found[0].x) for one in found)
+    assert not [note for note in found[0].certificate.warnings if "TSQR" in note]
+    assert found[0].certificate.backward_error < 8 * U * 40**0.5
+    assert most[0] == 1
+
+
+def test_wide_states_are_planned_once_for_a_process(declared):
+    job = LeastSquares(**declared(10**6, 5000, (400, 5000)))
+    one, sixteen = (make_plan(job, Resources(1, threads, 2**40)).peak_bytes_per_worker for threads in (1, 16))
+    assert one == sixteen
+    assert one < 20 * 5001**2 * 8
+
+
+def test_a_panel_is_a_product_of_its_own():
+    rng = np.random.default_rng(14)
+    W, P, G = rng.standard_normal((50, 1100)), np.asfortranarray(np.triu(rng.standard_normal((1100, 1100)))), None
+    for threads in (1, 3):
+        panels.use_threads(threads)
+        G = np.zeros((1100, 1100), order="F")
+        panels.add_gram(W, G)
+        panels.add_gram(W, G)
+        np.testing.assert_allclose(np.triu(G), np.triu(2 * W.T @ W), rtol=0, atol=1e-11)
+        np.testing.assert_allclose(panels.divided(W, P, np.empty_like(W)), W @ P, rtol=0, atol=1e-10)

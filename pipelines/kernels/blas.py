@@ -91,6 +91,30 @@ class Products:
         return True
 
 
+def multiply(A: np.ndarray, B: np.ndarray, C: np.ndarray, *, add: bool = False) -> None:
+    """C = A B, or C += A B, of real matrices whose rows or columns are contiguous, C's columns; in any thread."""
+    if ROUTINES["dgemm"] is None:
+        C[...] = A @ B + C if add else A @ B
+        return
+    rows, columns = C.shape
+    letters = [ctypes.c_char(b"N" if _by_columns(one) else b"T") for one in (A, B)]
+    sizes = [ctypes.c_int(size) for size in (rows, columns, A.shape[1], *map(_leading, (A, B, C)))]
+    one, beta = ctypes.c_double(1.0), ctypes.c_double(1.0 if add else 0.0)
+    m, n, k, lda, ldb, ldc = map(ctypes.addressof, sizes)
+    ROUTINES["dgemm"](
+        *map(ctypes.addressof, letters), m, n, k, ctypes.addressof(one), address(A), lda, address(B), ldb,
+        ctypes.addressof(beta), address(C), ldc,
+    )  # fmt: skip
+
+
+def _by_columns(array: np.ndarray) -> bool:
+    return array.strides[0] == array.itemsize and array.strides[1] >= array.shape[0] * array.itemsize
+
+
+def _leading(array: np.ndarray) -> int:
+    return max(array.strides) // array.itemsize
+
+
 def in_row_order(array: np.ndarray, dtype: np.dtype[Any]) -> bool:
     """True when BLAS can read the rows (rows, columns) where they are."""
     itemsize, (down, across) = array.itemsize, array.strides

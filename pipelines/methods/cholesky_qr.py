@@ -25,6 +25,7 @@ from pipelines.kernels.sweep import Triangle, merge, squares
 from pipelines.layout import Layout
 from pipelines.matrix import Span, System, Tally
 from pipelines.methods.problem import Runs, factor_pass
+from pipelines.passes.factor import Factor
 from pipelines.passes.gram import Gram, Sums, unpacked
 from pipelines.small.rank import column_scales, largest_singular_value, smallest_singular_value
 
@@ -37,6 +38,8 @@ MOST_AMPLIFIED = 32.0
 row is divided by the same triangle, so less is lost than where earlier rows are not."""
 LEAST_RESIDUAL = 1e-8
 """Of a right-hand side in the sample, relative to its norm; any triangle serves, and a small one finds rows large."""
+MOST_ROUGH = 1e6
+"""Largest condition number of the sample for which its triangle is taken from SᴴS."""
 MOST_SUMMED = 3.0
 """Largest condition number of A, as R₀ shows it, for which AᴴA is summed without a division: its square is a digit."""
 MOST_REFINED = 1e5
@@ -74,12 +77,11 @@ def _by_sums(passes: Runs, system: System, layout: Layout) -> tuple[Triangle, Ta
     rows = sum(span.stop - span.start for span in spans)
     if 2 * rows > layout.shape.rows:
         return f"a sample of {rows:,} rows is not much less than all {layout.shape.rows:,}"
-    sampled: Triangle
-    sampled, tally = passes(replace(factor, name="sample"), system, spans)
-    if tally.bad:
+    n = factor.p - factor.rhs
+    sampled, bad = _sampled(passes, system, spans, factor, n)
+    if bad:
         return "the sample holds NaN or infinity"
-    n = len(sampled.R) - factor.rhs
-    R0 = _roomy(np.triu(sampled.R), n)
+    R0 = _roomy(np.triu(sampled), n)
     norms, P = np.linalg.norm(R0, axis=0) ** 2, None
     summed = _summable(R0, norms, n, layout.refined)
     if not summed:
@@ -96,9 +98,24 @@ def _by_sums(passes: Runs, system: System, layout: Layout) -> tuple[Triangle, Ta
     sums: Sums
     sums, tally = passes(step, system, layout.spans)
     if tally.bad:  # which ends the job
-        return sampled, tally
+        return Triangle.empty(factor.p, 0, factor.dtype), tally
     found = _triangle(sums, n, None if summed else R0, 2 * MOST_REFINED if layout.refined else MOST_ACCEPTED)
     return found if isinstance(found, str) else (found, tally)
+
+
+def _sampled(passes: Runs, system: System, spans: tuple[Span, ...], factor: Factor, n: int) -> tuple[np.ndarray, bool]:
+    """R₀ of the sample, and whether it holds NaN or infinity.
+
+    Any triangle near R serves, so Cholesky's of SᴴS does, as long as that is not nearly singular; else reflectors'.
+    """
+    sums: Sums
+    sums, tally = passes(Gram(factor, None, np.full(factor.p, SQUARED[1]), name="sample"), system, spans)
+    found = _triangle(sums, n, None, MOST_ROUGH) if not tally.bad and sums.rest is None else ""
+    if not isinstance(found, str):
+        return found.R, False
+    sampled: Triangle
+    sampled, tally = passes(replace(factor, name="sample"), system, spans)
+    return sampled.R, tally.bad > 0
 
 
 def _summable(R0: np.ndarray, norms: np.ndarray, n: int, refined: bool) -> bool:

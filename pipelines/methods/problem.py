@@ -99,6 +99,7 @@ def factor_pass(layout: Layout) -> Factor:
         layout.block,
         layout.products,
         rhs,
+        layout.alone,
     )
 
 

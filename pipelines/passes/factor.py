@@ -34,6 +34,8 @@ class Factor:
     """False for reflectors only, True for products where they are safe: see kernels/growth.py."""
     rhs: int = 0
     """How many of the p columns, the last ones, are right-hand sides."""
+    alone: bool = False
+    """True when a process shall work on one span at a time: states are that large, and threads help inside."""
     name: str = "factor"
     over: Basis | None = None
     """A basis that the rows are taken to first: the factor of A R⁻¹ says how far that is from orthonormal."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.kernels import sweep
+from pipelines.kernels import panels, sweep
 from pipelines.kernels.sweep import Triangle
 from pipelines.matrix import Slab, Span
 from pipelines.passes.factor import Factor, as_they_lie
@@ -54,18 +54,36 @@ class Gram:
         p = self.factor.p
         return Sums(np.zeros((p, p), self.factor.dtype, order="F"), 0, None, 0)
 
+    @property
+    def alone(self) -> bool:
+        """True when states are so large that a process works on one at a time, with all of its threads."""
+        return self.factor.alone
+
     def absorb(self, state: Sums, slab: Slab) -> Sums:
-        one, rows = self.factor, slab.a.shape[0]
-        work = sweep.workspace(one.p, one.t, one.dtype, one.slab_rows, one.block)
-        new = work.product(self.P, rows, slab.fill, as_they_lie(slab, one.dtype))
-        # A NaN fails the comparison, too: then reflectors carry it on, to be seen and reported.
-        if (new.diagonal().real <= self.most).all():
-            state.G += new
-            state.rows += rows
-            return state
-        state.rest = one.absorb(state.rest or one.start(), slab)
-        state.left += rows
+        if (self._add_by_panels if self.alone else self._add)(state.G, slab):
+            state.rows += slab.a.shape[0]
+        else:  # a NaN, too: reflectors carry it on, to be seen and reported
+            state.rest = self.factor.absorb(state.rest or self.factor.start(), slab)
+            state.left += slab.a.shape[0]
         return state
+
+    def _add(self, G: np.ndarray, slab: Slab) -> bool:
+        one = self.factor
+        work = sweep.workspace(one.p, one.t, one.dtype, one.slab_rows, one.block)
+        new = work.product(self.P, slab.a.shape[0], slab.fill, as_they_lie(slab, one.dtype))
+        if not (new.diagonal().real <= self.most).all():
+            return False
+        G += new
+        return True
+
+    def _add_by_panels(self, G: np.ndarray, slab: Slab) -> bool:
+        S = np.empty((slab.a.shape[0], self.factor.p))
+        slab.fill(S)
+        W = S if self.P is None else panels.divided(S, self.P, np.empty_like(S))
+        if not (np.einsum("ij,ij->j", W, W) <= self.most).all():
+            return False
+        panels.add_gram(W, G)
+        return True
 
     def merge(self, left: Sums, right: Sums) -> Sums:
         both = [state.rest for state in (left, right) if state.rest is not None]
