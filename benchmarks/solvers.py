@@ -18,9 +18,9 @@ from benchmarks.settings import ROOT
 from pipelines import LeastSquares, run
 
 
-def tallgrass(data: DataSet, client: Client, *, verify: bool) -> Timed:
+def tallgrass(data: DataSet, client: Client, *, verify: bool, method: str = "auto") -> Timed:
     """All that `run` does: opening, planning, the passes, the certificate, writing the result."""
-    job = LeastSquares(matrix=data.A, rhs=data.b, output=data.result, verify=verify, overwrite=True)
+    job = LeastSquares(matrix=data.A, rhs=data.b, output=data.result, verify=verify, method=method, overwrite=True)
     began = time.perf_counter()
     result = run(job, client)
     return Timed(time.perf_counter() - began, result.x, result.summary["timings"])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
-from benchmarks import limits, solvers
+from benchmarks import limits, solvers, spark
 from benchmarks.cluster import two_workers
 from benchmarks.data import DataSet, stored, tall
 from benchmarks.rounds import Contender, Series, interleave
@@ -15,9 +15,13 @@ from benchmarks.settings import Settings, say
 COLUMNS = (16, 64, 256, 1024)
 GIGABYTES = 2.0
 NUMPY_COLUMNS = 256
-"""The width at which NumPy takes part."""
-OPTIONAL = ("numpy",)
-OTHERS = ("dask", "numpy")
+"""The width at which NumPy takes part, and Spark."""
+SPARK_ROUNDS = 2
+METHODS = ("tsqr", "cholesky_qr")
+METHODS_FROM = 64
+"""Columns from which both methods take part beside the one that is chosen."""
+OPTIONAL = ("numpy", "spark", *METHODS)
+OTHERS = ("dask", "numpy", "spark")
 """Who else solves the problem."""
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 """Largest relative difference between two answers, by the type that dask computes in."""
@@ -29,7 +33,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     with two_workers() as client:
         for n in COLUMNS:
             data = tall(settings.folder, settings.bytes(GIGABYTES), n)
-            names = ("numpy",) if n == NUMPY_COLUMNS else ()
+            names = (METHODS if n >= METHODS_FROM else ()) + (("numpy",) if n == NUMPY_COLUMNS else ())
+            names += ("spark",) if n == NUMPY_COLUMNS and spark.is_there() else ()
             dask_rounds = 2 if n >= 1024 else settings.rounds
             cases.append(compare(data, client, settings.rounds, dask_rounds, names))
     return {"workers": 2, "cases": cases}
@@ -55,6 +60,8 @@ def contenders(data: DataSet, client: Client, dask_rounds: int, more: tuple[str,
         Contender("own_reads", partial(limits.own_reads, data, client)),
         Contender("dgemm", partial(limits.multiplies, data, client)),
         Contender("numpy", partial(solvers.numpy, data)),
+        Contender("spark", partial(spark.linear_regression, data), SPARK_ROUNDS),
+        *(Contender(one, partial(solvers.tallgrass, data, client, verify=False, method=one)) for one in METHODS),
     ]
     return [one for one in everybody if one.name not in OPTIONAL or one.name in more]
 

@@ -46,8 +46,8 @@ def _origin(name: str, machine: Record) -> str:
 
 
 def _speed(record: Record) -> str:
-    head = ("n", "rows", "Tallgrass", "verified", "dask", "NumPy", "times faster than dask", "than NumPy",
-            "reads", "2mn² flops", "over the limit")  # fmt: skip
+    head = ("n", "rows", "Tallgrass", "verified", "by tsqr", "by cholesky_qr", "dask", "NumPy", "Spark",
+            "times faster than dask", "than NumPy", "reads", "2mn² flops", "over the limit", "over reads")  # fmt: skip
     return _table(head, [_speed_row(case) for case in record["cases"]])
 
 
@@ -55,9 +55,13 @@ def _speed_row(case: Record) -> list[str]:
     faster = case["times_faster_than"]
     return [
         f"{case['columns']:,}", f"{case['rows']:,}",
-        *(_median(case, name) for name in ("tallgrass", "tallgrass_verified", "dask", "numpy")),
+        *(
+            _median(case, name)
+            for name in ("tallgrass", "tallgrass_verified", "tsqr", "cholesky_qr", "dask", "numpy", "spark")
+        ),
         *(f"{faster[name]:.1f}" if name in faster else "" for name in ("dask", "numpy")),
         *(_median(case, name) for name in ("zarr_reads", "dgemm")), f"{case['over_limit']:.2f}",
+        f"{case['seconds']['tallgrass']['median'] / case['seconds']['zarr_reads']['median']:.2f}",
     ]  # fmt: skip
 
 
