@@ -205,10 +205,11 @@ def test_where_no_machine_can_be_used_the_letter_says_why_for_each(machines, tmp
     ("fields", "error", "says"),
     [
         ({"config": "/no/such"}, PlanRefused, "There is no file /no/such for SSH's configuration. Correct `config`"),
-        (
+        pytest.param(
             {"interface": "lo", "start_timeout": "5s"},
             ClusterUnreachable,
             r"node1: its workers do not join yet. They have to be able to connect to tls://127.0.0.1:\d+\.",
+            marks=pytest.mark.slow,
         ),
         ({"python": "~/no/python"}, ClusterUnreachable, rf"node1: its workers ended \(.*: {HOME}/no/python: No such"),
     ],

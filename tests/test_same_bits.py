@@ -72,7 +72,7 @@ def test_tasks_that_finish_in_any_order_give_the_same_bits(jobs, expected, monke
     assert order[:30] != sorted(order[:30])
 
 
-@pytest.mark.parametrize("processes", [1, 2, 8])
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_any_number_of_worker_processes_gives_the_same_bits(jobs, expected, processes):
     with open_cluster(Local(processes=processes, memory=MEMORY, dashboard=False)) as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == processes

@@ -386,11 +386,11 @@ def test_metrics_count_what_was_done(served, client):
 def test_many_clients_at_once_lose_nothing(served, client):
     def work(number):
         with Client(served.url) as mine:
-            return [mine.submit(job_of(served, f"many-{number}-{i}"), name="many").id for i in range(3)]
+            return [mine.submit(job_of(served, f"many-{number}-{i}"), name="many").id for i in range(2)]
 
-    with ThreadPoolExecutor(8) as pool:
-        ids = [job for found in pool.map(work, range(8)) for job in found]
-    assert len(set(ids)) == 24
+    with ThreadPoolExecutor(6) as pool:
+        ids = [job for found in pool.map(work, range(6)) for job in found]
+    assert len(set(ids)) == 12
     assert {client.wait(job).state for job in ids} == {State.SUCCEEDED}
     assert {job.id for job in client.jobs(name="many", limit=10)} == set(ids)
     assert all(client.job(job).attempt == 1 for job in ids)

@@ -236,6 +236,7 @@ def test_no_secret_is_in_anything_that_a_run_says_or_keeps(named, remote, moto, 
     assert SECRET.encode() not in kept
 
 
+@pytest.mark.slow
 def test_no_secret_of_a_server_is_in_anything_that_it_says_or_keeps(remote, tmp_path, monkeypatch, moto):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"{SECRET}-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{SECRET}-secret")
