@@ -292,10 +292,12 @@ def _class(module: str, name: str) -> Any:
 def _changed(system: System, span: Span, changed: list[tuple[str, str]]) -> str:
     """The letter about an input that is not what it was."""
     what = " and the ".join(name for _, name in changed)
-    where = getattr(getattr(getattr(system, changed[0][0]), "info", None), "url", "this process")
+    source = getattr(system, changed[0][0])
+    where = getattr(getattr(source, "info", None), "url", "this process")
+    by = "the content" if getattr(source, "content", False) else "the size or the time"
     return (
         f"The {what} at {where} changed since this job was interrupted: chunks of rows {span.start:,} to "
-        f"{span.stop:,}, which were read then, have been written again or removed. What was done belongs to the old "
-        "numbers (size and time of each chunk tell). Begin anew with the new ones: tallgrass run --restart, or "
+        f"{span.stop:,}, which were read then, are others now or gone. What was done belongs to the old "
+        f"numbers ({by} of each chunk tells). Begin anew with the new ones: tallgrass run --restart, or "
         "`checkpoints: false` in the job"
     )

@@ -5,6 +5,7 @@ through the codec pipeline costs two more copies and a page fault per 4 KiB, up 
 Everything else goes through Zarr itself (pipelines.storage).
 """
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,8 @@ from pipelines.errors import BadData
 CRC_BYTES = 4
 AHEAD_BYTES = 8 * 2**20
 """What the kernel is asked to have ready beyond each read."""
+PIECE_BYTES = 2**18
+"""What is read at a time for a checksum: it stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class ChunkFiles:
             target[...] = self.fill
             return
         except OSError as error:
-            raise BadData(unreadable_letter(os.path.join(self.root, key), os.strerror(error.errno or 0))) from error
+            raise BadData(unreadable_letter(os.path.join(self.root, key), error)) from error
         try:
             self._check_size(handle, key)
             whole = columns == slice(0, self.chunks[1]) and target.flags.c_contiguous
@@ -87,6 +90,8 @@ class ChunkFiles:
                 _ask_ahead(handle, rows.stop * self.chunks[1] * self.dtype.itemsize)
             else:
                 self._fill_by_rows(handle, key, rows, columns, target)
+        except OSError as error:
+            raise BadData(unreadable_letter(os.path.join(self.root, key), error)) from error
         finally:
             os.close(handle)
 
@@ -147,9 +152,22 @@ def damaged_letter(place: str, why: str) -> str:
     )
 
 
-def unreadable_letter(place: str, why: str) -> str:
+def unreadable_letter(place: str, error: OSError) -> str:
     """What to tell about a chunk that is there and cannot be had."""
-    return (
-        f"The chunk {place} cannot be read: {why}. Give this user the right to read it, or wait until its store "
-        "answers again, and run the job again."
-    )
+    advice = {
+        errno.EACCES: "Give this user the right to read it",
+        errno.EPERM: "Give this user the right to read it",
+        errno.EIO: "Its disk fails there: look at what the kernel says (dmesg), and restore the chunk from a copy",
+    }.get(error.errno or 0, "Wait until its file system answers again")
+    return f"The chunk {place} cannot be read: {os.strerror(error.errno or 0)}. {advice}, and run the job again."
+
+
+def content_of(file: Any, size: int) -> str:
+    """What changes with any of the bytes of a file: its size and CRC-32C.
+
+    The last four bytes stand by themselves: those that a CRC-32C codec writes there would make that of all constant.
+    """
+    checksum, left = 0, max(0, size - CRC_BYTES)
+    while piece := file.read(min(left, PIECE_BYTES)):
+        checksum, left = google_crc32c.extend(checksum, piece), left - len(piece)
+    return f"{size} {checksum:08x} {file.read().hex()}"

@@ -154,13 +154,14 @@ def _open(job: Job, name: str, run: str, infos: dict[str, storage.ArrayInfo], mo
     _check_dimensions(info.shape, name, f" at {info.url}", most)
     rows = _window(source.rows, info.shape[0], name)
     width = info.shape[1] if len(info.shape) == 2 else 1
+    content = job.fingerprint == "content"
     if source.columns is None:
-        return Stored(info, rows, (0, width), False, fill, run, narrow=name != "matrix")
+        return Stored(info, rows, (0, width), False, fill, run, narrow=name != "matrix", content=content)
     outside = [column for column in source.columns if column >= width]
     if outside:
         raise BadData(f"Column {outside[0]} of the {name} at {info.url} is asked for, but it has {width:,} columns "
                       f"(0 to {width - 1:,}). Correct `{name}.columns`.")  # fmt: skip
-    return Stored(info, rows, tuple(source.columns), True, fill, run)
+    return Stored(info, rows, tuple(source.columns), True, fill, run, content=content)
 
 
 def _window(rows: tuple[int, int] | None, height: int, name: str) -> tuple[int, int]:

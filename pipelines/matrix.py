@@ -68,6 +68,8 @@ class Stored:
     """True for a wide A: rows of this source are the conjugated columns of the array."""
     narrow: bool = False
     """True for a right-hand side and for weights: their chunks hold many reads' rows, and are kept."""
+    content: bool = False
+    """True when chunks are told apart by what they hold, False when by their sizes and times."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -103,11 +105,14 @@ class Stored:
         reader = storage.reader(self.info.url, self.fill_missing, self.run)
         low, high = (min(self.columns, default=0), max(self.columns, default=-1) + 1) if self.picked else self.columns
         whole = slice(*self.rows), slice(low, high)
+        rows, columns = whole
         if not self.transposed:
-            return reader.identity(slice(self.rows[0] + start, self.rows[0] + stop), whole[1], within=whole)
-        if self.picked:  # the columns of a task may lie anywhere, so the first task answers for all
-            return reader.identity(*whole, within=whole) if start == 0 else 0
-        return reader.identity(whole[0], slice(low + start, low + stop), within=whole)
+            rows = slice(self.rows[0] + start, self.rows[0] + stop)
+        elif not self.picked:
+            columns = slice(low + start, low + stop)
+        elif start:  # the columns of a task may lie anywhere, so the first task answers for all
+            return 0
+        return reader.identity(rows, columns, within=whole, content=self.content)
 
     def touched(self, start: int, stop: int) -> int:
         reader = storage.reader(self.info.url, self.fill_missing, self.run)
@@ -119,7 +124,7 @@ class Stored:
         if self.picked:
             columns = (min(columns, default=0), max(columns, default=-1) + 1)
         region = slice(*rows), slice(*columns)
-        return reader.identity(*region, within=region)
+        return reader.identity(*region, within=region, content=self.content)
 
 
 @dataclass(frozen=True)

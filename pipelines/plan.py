@@ -141,10 +141,11 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
     shape = inputs.shape
     m, n = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
     kind = kind_of(job)
-    passes = tuple(_pass(step, layout, resources, rates) for step in kind.steps(job, layout))
+    info, keeps = inputs.infos.get("matrix"), job.output is not None and job.checkpoints
+    reads = 1 if info is None or job.fingerprint == "stat" else 3 if keeps else 2
+    passes = tuple(_pass(step, layout, resources, rates, reads) for step in kind.steps(job, layout))
     if layout.sample and not layout.given:
         passes = (_sample(layout, resources, rates), *passes)
-    info = inputs.infos.get("matrix")
     plan = Plan(
         kind=job.kind,
         method=kind.method(job, shape).name,
@@ -176,9 +177,9 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
     return plan
 
 
-def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates) -> PassPlan:
+def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates, reads: int) -> PassPlan:
     shape, spans, flops = layout.shape, layout.span_count, step.flops
-    size = shape.rows * shape.row_bytes * layout.amplification
+    size = shape.rows * shape.row_bytes * (layout.amplification + reads - 1)
     fan_in = layout.fan_in if step.factors else 8
     merges = sum(tree_levels(spans, fan_in))
     part = OF_GEMM if step.products else OF_GEMM_OTHERWISE

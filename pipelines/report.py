@@ -128,7 +128,7 @@ def render_verification(found: Mapping[str, Any]) -> str:
     verdicts = {True: "The certificate holds.", False: "The certificate does not hold any more."}
     verdict = verdicts.get(found["holds"], "The job measured nothing (`verify: false`); these are the numbers now.")
     changed = " and the ".join(found["changed"])
-    note = f"note: chunks of the {changed} were written since the result was made." if changed else ""
+    note = f"note: chunks of the {changed} were written, or have changed, since the result was made." if changed else ""
     return "\n\n".join(filter(None, [verdict, _table(rows, {0, 3}), note and _wrapped(note, hanging="      ")]))
 
 

@@ -52,7 +52,7 @@ class Verification:
     """As stored, and as found now."""
     numbers: tuple[Number, ...]
     changed: tuple[str, ...]
-    """Inputs of which chunks were written since the result was made."""
+    """Inputs of which chunks were written, or have changed, since the result was made."""
     statement: str
     """The certificate in words, as it would be today."""
 
@@ -77,6 +77,7 @@ def verify(result: Result | str, client: Any = None, listener: Listener = ignore
             "This result lives in memory only. Give the job an output, or the address of a stored result."
         )
     job = job or job_of(_described(found), "the job of this result")
+    job = job.model_copy(update={"fingerprint": found.summary["job"].get("fingerprint", "stat")})
     if job.kind not in RECHECKS:
         raise PlanRefused(
             f"Results of the kind {job.kind} cannot be measured again yet; those of {', '.join(RECHECKS)} can. Run the "

@@ -34,6 +34,7 @@ def test_a_job_has_the_defaults_that_its_fields_state():
         "weights": None,
         "nan": "error",
         "missing_chunks": "error",
+        "fingerprint": "stat",
         "verify": True,
         "dtype": "auto",
         "arrays": (),

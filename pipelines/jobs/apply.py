@@ -86,6 +86,8 @@ class Apply(Model):
     """What to do with NaN or infinity in A: as when it was factored, stop, or take such rows as zeros."""
     missing_chunks: Literal["as_factored", "error", "fill"] = "as_factored"
     """What to do with chunks that are not in the store: as when A was factored, stop, or take the fill value."""
+    fingerprint: Literal["as_factored", "stat", "content"] = "as_factored"
+    """What input chunks are told apart by: as when A was factored, size and time, or content (their bytes)."""
     dtype: NumberType = "auto"
     """Number type of the answer; auto is float64, or complex128 for complex input."""
     compressor: Compressor = "none"

@@ -117,6 +117,8 @@ class MatrixJob(Model):
     """What to do with NaN or infinity in A: stop, or leave such rows out: they count, and are written, as zeros."""
     missing_chunks: Literal["error", "fill"] = "error"
     """What to do with chunks that are not in the store: stop, or take the array's fill value for them."""
+    fingerprint: Literal["stat", "content"] = "stat"
+    """What input chunks are told apart by: stat (size and time, or ETag), or content (their bytes: one read more)."""
     verify: bool = True
     """Measure what was made: the errors that the certificate names."""
     dtype: NumberType = "auto"

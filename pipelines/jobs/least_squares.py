@@ -48,6 +48,8 @@ class LeastSquares(Model):
     """What to do with NaN or infinity in A, b or the weights: stop, or leave such rows out and count them."""
     missing_chunks: Literal["error", "fill"] = "error"
     """What to do with chunks that are not in the store: stop, or take the array's fill value for them."""
+    fingerprint: Literal["stat", "content"] = "stat"
+    """What input chunks are told apart by: stat (size and time, or ETag), or content (their bytes: one read more)."""
     verify: bool = True
     """Read the matrix a second time to measure the residual, certify x, and refine it where that helps."""
     dtype: NumberType = "auto"

@@ -80,7 +80,15 @@ def resolved(job: Apply) -> Apply:
     except PydanticCustomError as error:
         raise PlanRefused(f"The job needs {error.message()}. Choose another output.") from None
     _same_columns(held, matrix)
-    changes = {name: then[name] for name in ("nan", "missing_chunks") if getattr(job, name) == "as_factored"}
+    then = {"fingerprint": "stat"} | then
+    changes = {
+        name: then[name] for name in ("nan", "missing_chunks", "fingerprint") if getattr(job, name) == "as_factored"
+    }
+    if held.fingerprint is not None and job.fingerprint not in ("as_factored", then["fingerprint"]):
+        raise PlanRefused(
+            f"The operator {held.where} knows its matrix by `fingerprint: {then['fingerprint']}`, and the job asks for "
+            f"`{job.fingerprint}`. Leave `fingerprint` out, or factor the matrix again with that."
+        )
     return job.model_copy(update={"operator": held, "matrix": matrix, **changes})
 
 

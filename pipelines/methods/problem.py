@@ -164,8 +164,9 @@ def unchanged(first: Tally, later: Tally) -> None:
     changed = [name for name, a, b in zip(NAMES, first.identity, later.identity, strict=True) if a != b]
     if changed:
         raise BadData(
-            f"The {' and the '.join(changed)} changed in the store while the job was reading: chunks were written "
-            "between the first pass and a later one. Run the job again when nobody writes."
+            f"The {' and the '.join(changed)} changed in the store while the job was reading: chunks were written, or "
+            "went bad, between the first pass and a later one. Run the job again when nobody writes; if nobody did, "
+            "look at the disk."
         )
 
 

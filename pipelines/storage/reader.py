@@ -5,6 +5,7 @@ job accepts it, also for the inner chunks of a shard, which Zarr's own setting d
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -18,7 +19,7 @@ from zarr.core.sync import sync
 from zarr.errors import ChunkNotFoundError
 
 from pipelines.addresses import Address
-from pipelines.chunkfiles import CRC_BYTES, ChunkFiles, damaged_letter, unreadable_letter
+from pipelines.chunkfiles import CRC_BYTES, ChunkFiles, content_of, damaged_letter, unreadable_letter
 from pipelines.errors import BadData
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import codecs_of, describe, local_path, open_array
@@ -104,8 +105,11 @@ class Reader:
                 except Exception as cause:  # noqa: BLE001  # as above: any kind
                     inner = f" (inner chunk {place})" if self.info.shards else ""
                     chunk = f"{self.url}/{self.key(*self._stored(i, j))}{inner}"
-                    letter = unreadable_letter if _out_of_reach(cause) else damaged_letter
-                    return BadData(letter(chunk, first_line(cause)))
+                    if (
+                        isinstance(cause, OSError) and cause.errno
+                    ):  # said by a file system; what gzip says has no number
+                        return BadData(unreadable_letter(chunk, cause))
+                    return BadData(damaged_letter(chunk, first_line(cause)))
         return BadData(f"{self.url} cannot be read: {first_line(error)}. Reading it again chunk by chunk went well, "
                        "so the trouble may have passed: run the job again.")  # fmt: skip
 
@@ -182,17 +186,23 @@ class Reader:
         return np.frombuffer(raw.to_bytes()[: 16 * count], "<u8").reshape(count, 2)
 
     def identity(
-        self, rows: slice, columns: slice, within: tuple[slice, slice], known: Mapping[str, str] | None = None
+        self,
+        rows: slice,
+        columns: slice,
+        within: tuple[slice, slice],
+        known: Mapping[str, str] | None = None,
+        *,
+        content: bool = False,
     ) -> int:
         """A number that changes when a stored chunk that begins in this region is written again.
 
         A chunk that begins before the window `within` that is read at all counts for the region it enters first.
 
-        The sum, modulo 2¹²⁸, of a hash of each chunk's name, size and modification time (or ETag): sums of
-        neighbouring regions add up, whatever the order.
+        The sum, modulo 2¹²⁸, of a hash of each chunk's name, size and modification time (or ETag), or of its name
+        and `content`: sums of neighbouring regions add up, whatever the order.
         """
         stamps = (
-            self._stamp(key) if known is None else f"{key} {known.get(key, 'missing')}"
+            self._stamp(key, content=content) if known is None else f"{key} {known.get(key, 'missing')}"
             for key in self.keys(rows, columns, within)
         )
         return sum(map(_digest, stamps)) % 2**128
@@ -206,23 +216,29 @@ class Reader:
             for j in _beginning(columns, whole[1], width):
                 yield self.key(i, j)
 
-    def _stamp(self, key: str) -> str:
+    def _stamp(self, key: str, *, content: bool) -> str:
         path = local_path(self.url)
         try:
-            if path is not None:
-                found = os.stat(path / key)
-                return f"{key} {found.st_size} {found.st_mtime_ns}"
-            store: Any = self.array.store
-            return f"{key} {stamp_of(store.head(key))}"
+            if path is None:
+                return f"{key} {self._stamp_of_object(key, content=content)}"
+            if content:
+                with open(path / key, "rb", buffering=0) as file:
+                    return f"{key} {content_of(file, os.fstat(file.fileno()).st_size)}"
+            found = os.stat(path / key)
+            return f"{key} {found.st_size} {found.st_mtime_ns}"
         except StoreError as error:
             raise BadData(f"The chunk {self.url}/{key} cannot be read: {error}") from None
         except FileNotFoundError:
             return f"{key} missing"
+        except OSError as error:
+            raise BadData(unreadable_letter(f"{self.url}/{key}", error)) from error
 
-
-def _out_of_reach(error: Exception) -> bool:
-    """True for what a file system says, False for what a codec says (also OSError, of gzip, but without a number)."""
-    return isinstance(error, OSError) and error.errno is not None
+    def _stamp_of_object(self, key: str, *, content: bool) -> str:
+        store: Any = self.array.store
+        if not content:
+            return stamp_of(store.head(key))
+        raw = store.read(key)
+        return "missing" if raw is None else content_of(io.BytesIO(raw), len(raw))
 
 
 def _beginning(part: slice, whole: slice, size: int) -> range:
