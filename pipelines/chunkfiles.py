@@ -76,7 +76,7 @@ class ChunkFiles:
             target[...] = self.fill
             return
         except OSError as error:
-            raise BadData(unreadable_letter(os.path.join(self.root, key), error)) from error
+            raise self._unreadable(key, error) from error
         try:
             self._check_size(handle, key)
             whole = columns == slice(0, self.chunks[1]) and target.flags.c_contiguous
@@ -91,7 +91,7 @@ class ChunkFiles:
             else:
                 self._fill_by_rows(handle, key, rows, columns, target)
         except OSError as error:
-            raise BadData(unreadable_letter(os.path.join(self.root, key), error)) from error
+            raise self._unreadable(key, error) from error
         finally:
             os.close(handle)
 
@@ -124,6 +124,9 @@ class ChunkFiles:
                 raise self.damaged(key, f"it ends {len(view):,} bytes too early")
             view, offset = view[count:], offset + count
 
+    def _unreadable(self, key: str, error: OSError) -> BadData:
+        return BadData(unreadable_letter(f"The chunk {os.path.join(self.root, key)}", error))
+
     def damaged(self, key: str, why: str) -> BadData:
         """The letter about a chunk that cannot be what was written."""
         return BadData(damaged_letter(os.path.join(self.root, key), why))
@@ -152,14 +155,14 @@ def damaged_letter(place: str, why: str) -> str:
     )
 
 
-def unreadable_letter(place: str, error: OSError) -> str:
-    """What to tell about a chunk that is there and cannot be had."""
+def unreadable_letter(what: str, error: OSError) -> str:
+    """What to tell about a chunk, or an array, that is there and cannot be had."""
     advice = {
         errno.EACCES: "Give this user the right to read it",
         errno.EPERM: "Give this user the right to read it",
-        errno.EIO: "Its disk fails there: look at what the kernel says (dmesg), and restore the chunk from a copy",
+        errno.EIO: "Its disk fails there: look at what the kernel says (dmesg), restore it from a copy",
     }.get(error.errno or 0, "Wait until its file system answers again")
-    return f"The chunk {place} cannot be read: {os.strerror(error.errno or 0)}. {advice}, and run the job again."
+    return f"{what} cannot be read: {os.strerror(error.errno or 0)}. {advice}, and run the job again."
 
 
 def content_of(file: Any, size: int) -> str:

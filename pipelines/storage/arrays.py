@@ -1,5 +1,6 @@
 """Stored arrays as their metadata describes them: opened, and looked at from outside."""
 
+import errno
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -13,15 +14,19 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import LocalStore
 
 from pipelines.addresses import Address
+from pipelines.chunkfiles import unreadable_letter
 from pipelines.errors import BadData, TallgrassError
 from pipelines.roots import check_allowed
 from pipelines.storage.answers import StoreError, first_line
+from pipelines.storage.blosc import register_blosc
 from pipelines.storage.connect import open_objects
 from pipelines.storage.objects import PatientStore
 
 # Zarr asks for several names at once and raises the first error. asyncio logs those of the others, now and then, and
 # Python prints them with their tracebacks where nobody has said what to do with logs.
 logging.getLogger("asyncio").addHandler(logging.NullHandler())
+
+register_blosc()
 
 SUMMED = ("adler32", "bz2", "crc32", "crc32c", "fletcher32", "gzip", "zlib")
 """Codecs that always carry a checksum of what they encode."""
@@ -92,6 +97,8 @@ def open_array(url: str) -> zarr.Array[Any]:
     except StoreError as error:
         raise BadData(f"{url} cannot be read: {error}") from None
     except Exception as error:  # zarr, obstore and json each raise their own kinds for damaged or foreign metadata
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
+            raise BadData(unreadable_letter(f"The metadata of {url}", error)) from error
         raise BadData(
             f"There is no Zarr array that can be opened at {url}: {first_line(error)}.{_members(url)}"
         ) from error

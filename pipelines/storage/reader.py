@@ -108,7 +108,7 @@ class Reader:
                     if (
                         isinstance(cause, OSError) and cause.errno
                     ):  # said by a file system; what gzip says has no number
-                        return BadData(unreadable_letter(chunk, cause))
+                        return BadData(unreadable_letter(f"The chunk {chunk}", cause))
                     return BadData(damaged_letter(chunk, first_line(cause)))
         return BadData(f"{self.url} cannot be read: {first_line(error)}. Reading it again chunk by chunk went well, "
                        "so the trouble may have passed: run the job again.")  # fmt: skip
@@ -231,7 +231,7 @@ class Reader:
         except FileNotFoundError:
             return f"{key} missing"
         except OSError as error:
-            raise BadData(unreadable_letter(f"{self.url}/{key}", error)) from error
+            raise BadData(unreadable_letter(f"The chunk {self.url}/{key}", error)) from error
 
     def _stamp_of_object(self, key: str, *, content: bool) -> str:
         store: Any = self.array.store
