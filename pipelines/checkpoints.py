@@ -92,7 +92,8 @@ class Checkpoints:
             name = self._name(span)
             storage.Scratch(self.address).write(name, *encoded((state, tally), name, read))
         except (OSError, storage.StoreError) as error:
-            return state, replace(tally, unsaved=storage.first_line(error))
+            why = getattr(error, "strerror", None) or storage.first_line(error)
+            return state, replace(tally, unsaved=why)
         return state, tally
 
     def _written(self, ask: Callable[..., int], span: Span) -> int:

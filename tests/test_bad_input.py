@@ -403,7 +403,7 @@ def test_a_disk_that_fills_up_during_the_run_leaves_nothing_half_written(save, s
         if isinstance(event, PassStarted) and event.number == 1:
             fill(small_disk)
 
-    with pytest.raises(RunFailed, match=r"No space is left for the output .*/out. Free some space there and run the"):
+    with pytest.raises(RunFailed, match=r"No space is left for the output .*/out: 0 B are free at .*/disk.* Free some"):
         run(LeastSquares(**fields, output=f"{small_disk}/out"), listener=listener)
     assert os.listdir(small_disk) == ["other"]
 

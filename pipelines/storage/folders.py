@@ -66,7 +66,11 @@ class Folder:
         self.sweep()
         if self._lock is None:
             self._lock = _locked(_beside(self.folder, "lock"))
-        self.folder.mkdir(exist_ok=True)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError:
+            self._end()
+            raise
 
     def _taken(self) -> bool:
         """Take the folder that is kept; who only looks whether it is held does so for a moment."""

@@ -22,7 +22,7 @@ def write_rows(url: str, start: int, block: np.ndarray) -> None:
         RunFailed: the rows do not fall on chunks, or the store is full.
     """
     array, stop = _open_part(url, start, len(block), axis=0)
-    with told(url):
+    with told(url, needs=block.nbytes):
         block = block.astype(array.dtype, copy=False)
         array[start:stop] = block[:, 0] if array.ndim == 1 else block
 
@@ -30,7 +30,7 @@ def write_rows(url: str, start: int, block: np.ndarray) -> None:
 def write_columns(url: str, start: int, block: np.ndarray) -> None:
     """Columns start.. of a stored array, from the rows of their adjoint; the rest is as in write_rows."""
     array, stop = _open_part(url, start, len(block), axis=1)
-    with told(url):
+    with told(url, needs=block.nbytes):
         array[:, start:stop] = np.ascontiguousarray(block.conj().T.astype(array.dtype, copy=False))
 
 

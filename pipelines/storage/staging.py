@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ from zarr.storage import MemoryStore
 from pipelines.addresses import Address
 from pipelines.errors import PlanRefused, RunFailed
 from pipelines.storage.answers import StoreError, first_line
-from pipelines.storage.arrays import open_store
+from pipelines.storage.arrays import local_path, open_store
 from pipelines.storage.folders import Folder
 from pipelines.storage.places import place_of
 from pipelines.storage.scratch import Scratch, bytes_below
-from pipelines.storage.writers import ROOT, Writer
-from pipelines.units import format_bytes
+from pipelines.storage.writers import ROOT, Writer, result_of
+from pipelines.units import counted, format_bytes
 
 COMPRESSORS: dict[str, list[Any]] = {
     "none": [],
@@ -35,6 +36,13 @@ COMPRESSORS: dict[str, list[Any]] = {
 }
 """What a job file may name; a checksum of the compressed bytes follows each."""
 
+ADVICE = {
+    errno.EROFS: "or make its file system writable again and run the job again",
+    errno.EIO: "or look at what the kernel says of its disk (dmesg) and run the job again when that is mended",
+}
+"""What to do besides, by what the file system says."""
+FEW_FILES = 100
+"""Where a file system has room for fewer, it is of interest how many."""
 NO_LIMIT = 2**62
 """Bytes that an object store takes."""
 
@@ -106,7 +114,7 @@ class Staging:
         """A whole array."""
         described = {"dimension_names": dimensions, "attributes": dict(attributes or {})}
         url = self.create(name, array.shape, array.dtype, array.shape, **described)
-        with told(self.url):
+        with told(self.url, needs=array.nbytes):
             zarr.open_array(open_store(url), mode="r+", config={"write_empty_chunks": True})[...] = array
 
     def commit(self, attributes: Mapping[str, Any], check: Callable[[], None] = lambda: None) -> None:
@@ -126,24 +134,41 @@ def check_output(url: str, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def told(url: str, kind: type[PlanRefused | RunFailed] = RunFailed) -> Iterator[None]:
-    """What a file system or an object store says, as a letter."""
+def told(url: str, kind: type[PlanRefused | RunFailed] = RunFailed, needs: int = 0) -> Iterator[None]:
+    """What a file system or an object store says, as a letter; `needs` are the bytes that it was to take, if known."""
     try:
         yield
-    except PermissionError as error:
-        raise kind(
-            f"The output {url} cannot be written: permission denied for {error.filename or url}. "
-            "Choose another output, or give this user the right to write there."
-        ) from error
-    except NotADirectoryError as error:
-        raise kind(f"The output {url} cannot be written: {error.filename} is a file. Choose another output.") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise kind(
-                f"No space is left for the output {url}. Free some space there and run the job again, or choose "
-                "another output."
-            ) from error
-        why = os.strerror(error.errno) if error.errno else first_line(error)
-        raise kind(f"The output {url} cannot be written: {why}. Choose another output.") from error
+        raise kind(_letter(url, error, needs)) from error
     except StoreError as error:
-        raise kind(f"The output {url} cannot be written: {error}") from None
+        raise kind(f"The output {result_of(url)} cannot be written: {error}") from None
+
+
+def _letter(url: str, error: OSError, needs: int) -> str:
+    output = result_of(url)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"No space is left for the output {output}: {_left(url, error, needs)}. Free some space there and run the "
+            "job again, or choose another output."
+        )
+    if isinstance(error, PermissionError):
+        why, advice = f"permission denied for {error.filename or url}", "or give this user the right to write there"
+    elif isinstance(error, NotADirectoryError):
+        why, advice = f"{error.filename} is a file", ""
+    else:
+        why = os.strerror(error.errno) if error.errno else first_line(error)
+        advice = ADVICE.get(error.errno or 0, "")
+    return f"The output {output} cannot be written: {why}. Choose another output{advice and ', '}{advice}."
+
+
+def _left(url: str, error: OSError, needs: int) -> str:
+    """How much room there is, of what there is none."""
+    folder = local_path(url) or Path()
+    while not folder.is_dir():
+        folder = folder.parent
+    found = os.statvfs(folder)
+    if error.errno == errno.EDQUOT:
+        return f"the quota of this user at {folder} is used up"
+    files = f" and {counted(found.f_favail, 'more file')}" if found.f_files and found.f_favail < FEW_FILES else ""
+    more = f", and up to {format_bytes(needs)} were to be written next" if needs else ""
+    return f"{format_bytes(found.f_bavail * found.f_frsize)}{files} are free at {folder}{more}"

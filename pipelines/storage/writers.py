@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def checkpoints_of(url: str) -> Address:
     scheme, _, rest = url.rstrip("/").partition("://")
     folder, slash, name = rest.rpartition("/")
     return Address(f"{scheme}://{folder}/.{name}.{CHECKPOINTS}" if slash else f"{url}/.{CHECKPOINTS}", options)
+
+
+def result_of(url: str) -> str:
+    """The result that an array in a hidden folder is to be a part of; any other address as it is."""
+    return re.sub(rf"\.([^/]+)\.partial-{RUNS}(/[^/]*)?$", r"\1", url)
 
 
 def check_replaceable(url: str, ours: bool, *, overwrite: bool) -> None:

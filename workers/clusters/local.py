@@ -1,6 +1,7 @@
 """Worker processes on this machine: how many, how much memory each, and the settings of Dask that suit our work."""
 
 import atexit
+import errno
 import fcntl
 import os
 import shutil
@@ -32,6 +33,9 @@ COMFORTABLE_WORKER = 512 * 2**20
 
 DRIVER = 512 * 2**20
 """Bytes held back for the driver: scheduler, client, and the algebra on what the workers leave behind."""
+
+FILES_OF_A_WORKER = 8
+"""What Dask makes in the scratch folder for each worker, and for the scheduler, before there is anything in it."""
 
 CLOSE_SECONDS = 10
 """Closing takes a tenth of a second; after this long, processes are killed and Dask's own bookkeeping is left."""
@@ -170,6 +174,7 @@ def _cluster(model: Local, resources: "Resources", scratch: Path) -> Iterator[An
     import distributed
 
     nanny = nanny_class()
+    _check_files(scratch, resources.workers)
     try:
         cluster = distributed.LocalCluster(
             n_workers=resources.workers,
@@ -290,7 +295,7 @@ def scratch_folder(parent: str | None) -> Iterator[Path]:
         _sweep(base)
         folder = Path(tempfile.mkdtemp(prefix="tallgrass-", dir=base))
     except OSError as error:
-        raise RunFailed(f"No scratch folder in {base}: {error.strerror}. Name another one as `scratch`.") from error
+        raise RunFailed(_no_scratch(base, error)) from error
     try:
         with (folder / "new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -298,6 +303,24 @@ def scratch_folder(parent: str | None) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _no_scratch(base: Path, error: OSError) -> str:
+    advice = "Remove files there, or name" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Name"
+    return f"No scratch folder in {base}: {error.strerror}. {advice} another one as `scratch`."
+
+
+def _check_files(folder: Path, workers: int) -> None:
+    """Raises RunFailed where the empty files and folders of workers cannot be made, of which Dask prints tracebacks."""
+    probes = [folder / f"probe-{number}" for number in range(FILES_OF_A_WORKER * (workers + 1))]
+    try:
+        for probe in probes:
+            probe.touch()
+    except OSError as error:
+        raise RunFailed(_no_scratch(folder.parent, error)) from error
+    finally:
+        for probe in probes:
+            probe.unlink(missing_ok=True)
 
 
 def _sweep(base: Path) -> None:
