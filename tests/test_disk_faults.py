@@ -15,7 +15,7 @@ from pipelines.errors import PlanRefused, RunFailed
 from pipelines.progress import Note, PassStarted
 from pipelines.storage import Scratch, checkpoints_of
 from tests.conftest import stored, written
-from tests.disks import disk, fill, small_disk
+from tests.disks import Disk, disk, fill, small_disk, unmounted
 from tests.test_resume import FINE, arrays, hidden, interrupted, job, once
 from workers.clusters import Local, open_cluster
 
@@ -135,6 +135,25 @@ def test_a_disk_that_becomes_read_only(data, disk, kind):
     disk.repaired()
     (disk.folder / "lost+found").rmdir()
     goes_on(data, kind, disk.folder, 0)  # what was not on the disk yet is gone, and the run need not know
+
+
+@pytest.mark.parametrize("kind", WRITE)
+def test_a_disk_that_takes_what_is_written_and_loses_it(data, tmp_path, kind):
+    """What a file system holds in memory only is found to be lost when it is flushed, and not a year later."""
+    with small_disk(tmp_path / "below", "size=16m") as below:
+        thin = Disk(below)
+        try:
+            listener = when_it_writes(thin.folder, WRITE[kind], lambda: fill(below))
+            letter = f"No space is left for the output {thin.folder}/x: .* are free at .*/.x.partial-kept/{WRITE[kind]}"
+            with pytest.raises(RunFailed, match=letter):  # said by the task, before a checkpoint vouches for its chunk
+                once(job(data, kind, thin.folder / "x"), listener=listener)
+            assert not (thin.folder / "x").exists()
+            (below / "other").unlink()
+            thin.repaired()
+            (thin.folder / "lost+found").rmdir()
+            goes_on(data, kind, thin.folder, 0)
+        finally:
+            unmounted(thin.folder)
 
 
 @pytest.mark.parametrize("where", ["array", "beside the result"])
