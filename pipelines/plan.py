@@ -145,7 +145,7 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
     reads = 1 if info is None or job.fingerprint == "stat" else 3 if keeps else 2
     passes = tuple(_pass(step, layout, resources, rates, reads) for step in kind.steps(job, layout))
     if layout.sample and not layout.given:
-        passes = (_sample(layout, resources, rates), *passes)
+        passes = (_sample(layout, resources, rates, reads), *passes)
     plan = Plan(
         kind=job.kind,
         method=kind.method(job, shape).name,
@@ -195,12 +195,12 @@ def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates, reads:
     )
 
 
-def _sample(layout: Layout, resources: Resources, rates: Rates) -> PassPlan:
+def _sample(layout: Layout, resources: Resources, rates: Rates, reads: int) -> PassPlan:
     """The read of a few rows, before all are divided by what comes out."""
     spans = sample_spans(layout)
     rows = min(sum(span.stop - span.start for span in spans), layout.shape.rows)
     part = replace(layout, shape=replace(layout.shape, rows=rows), span_rows=-(-rows // len(spans)), sample=0)
-    return _pass(Step("sample", factor_flops(rows, layout.p, 0), factors=True), part, resources, rates)
+    return _pass(Step("sample", factor_flops(rows, layout.p, 0), factors=True), part, resources, rates, reads)
 
 
 def _scratch_bytes(job: Job, layout: Layout, passes: int) -> int:
