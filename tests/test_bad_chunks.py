@@ -57,6 +57,7 @@ def read(url):
     return Reader(url, fill_missing=False).read(slice(0, CHUNK), slice(0, N))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", CHECKED)
 def test_no_bit_of_a_chunk_with_a_checksum_can_flip_unseen(tmp_path, form):
     url = made(tmp_path, form)
