@@ -22,15 +22,15 @@ from threadpoolctl import ThreadpoolController
 from pipelines import storage
 from pipelines.checkpoints import Checkpoints, Place, checkpoints
 from pipelines.errors import BadData, RunFailed
-from pipelines.failures import cluster_state, explain, workers_now
+from pipelines.failures import ask_scheduler, explain
 from pipelines.kernels import panels
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.meter import Graph, Meter, Work
 from pipelines.passes.base import Pass
 from pipelines.passes.output import Target
+from pipelines.patience import Patience
 from pipelines.progress import Listener, Note
 from pipelines.turns import Turns, served_now
-from pipelines.units import format_seconds
 
 REPORT_EVERY = 0.25
 """Seconds between two words of a task about how far it is."""
@@ -268,7 +268,7 @@ class Engine:
 
         Raises:
             BadData: the data is missing or damaged.
-            RunFailed: nothing moved for `no_progress_timeout` seconds.
+            Stalled: nothing moved for `no_progress_timeout` seconds.
         """
         self.passes += 1
         run = f"{self.run}{self.passes:02x}"
@@ -339,7 +339,8 @@ class Engine:
             future = self.client.get(graph, root, sync=False, **self._turns(meter))
         try:
             self._wait(future, meter)
-            result: tuple[Any, Tally] = future.result()
+            # What is left is to fetch a small state, from a worker that may freeze before it has sent it.
+            result: tuple[Any, Tally] = future.result(timeout=self.no_progress_timeout)
             return result
         except BaseException as error:
             with suppress(Exception):  # the cluster may be what failed
@@ -355,9 +356,8 @@ class Engine:
         """Where jobs share a cluster, what gives each of them the same part of it."""
         if self.label is None:
             return {}
-        try:
-            now = self.client.run_on_scheduler(served_now)
-        except Exception:  # noqa: BLE001  # a scheduler without Tallgrass: first come, first served
+        now = ask_scheduler(self.client, served_now)
+        if now is None:  # a scheduler without Tallgrass: first come, first served
             return {}
         slots = max(1, sum(self.client.nthreads().values()))
         turns = Turns(max(now, self.tag), slots, meter.fan_in)
@@ -367,26 +367,10 @@ class Engine:
     def _wait(self, future: Any, meter: Meter) -> None:
         finished = threading.Event()
         future.add_done_callback(lambda _: finished.set())
+        patience = Patience(self.client, self.no_progress_timeout, keeps=self.kept is not None)
         for _ in _forever(finished.wait):
-            self._look_at_workers(meter)
+            patience.look(meter)
             meter.show()
-            still = time.monotonic() - meter.moved
-            if still > self.no_progress_timeout:
-                raise RunFailed(self._stalled(meter.name, still))
-
-    def _look_at_workers(self, meter: Meter) -> None:
-        workers = workers_now(self.client)
-        if workers is None:  # the scheduler is gone, which the future will tell, or busy
-            return
-        meter.workers = len(workers)
-        meter.memory_bytes = max((int(worker["metrics"].get("memory", 0)) for worker in workers), default=0)
-
-    def _stalled(self, name: str, seconds: float) -> str:
-        return (
-            f"Nothing has moved in the pass {name} for {format_seconds(seconds)}: {cluster_state(self.client)}. Look "
-            "at the workers, start others or free their memory and disk, and run the job again; if single steps take "
-            "longer than that, raise `no_progress_timeout` in the job file."
-        )
 
 
 def _word(label: str) -> str:

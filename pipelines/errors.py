@@ -1,7 +1,7 @@
 """Everything that can go wrong, as a tree: each class is an exit code, each message a short letter.
 
 TallgrassError
-├── RunFailed (1)              the computation broke: a worker died again and again, nothing moves any more
+├── RunFailed (1)              the computation broke: a worker died again and again
 ├── JobFileError (2)           the job file, the cluster file or the command says something that cannot be
 ├── PlanRefused (3)            it cannot fit or cannot be done; said before any data is read
 ├── BadData (4)                the data is missing, damaged, not finite, or not the shape that the job needs
@@ -10,6 +10,7 @@ TallgrassError
 ├── WaitTimedOut (6)           a wait for something that goes on by itself took too long
 ├── JobCancelled (7)           somebody stopped the job
 ├── CertificateFallsShort (8)  the job finished, but its certificate does not reach what the job file requires
+├── Stalled (9)                nothing moved for as long as the job file allows: interrupted, to be gone on with
 └── Interrupted (130)          Ctrl-C
 """
 
@@ -21,7 +22,7 @@ class TallgrassError(Exception):
 
 
 class RunFailed(TallgrassError):
-    """The computation broke: a worker died again and again, or nothing moves any more."""
+    """The computation broke: a worker died again and again."""
 
     exit_code = 1
 
@@ -70,6 +71,12 @@ class CertificateFallsShort(TallgrassError):
     """The job finished, but its certificate does not reach what the job file requires."""
 
     exit_code = 8
+
+
+class Stalled(TallgrassError):
+    """Nothing moved for as long as the job file allows: interrupted, to be gone on with."""
+
+    exit_code = 9
 
 
 class Interrupted(TallgrassError):

@@ -61,7 +61,8 @@ def run(
     Raises:
         BadData: the input is missing, damaged, not finite, or its shapes disagree.
         PlanRefused: it cannot fit, or the output cannot be written.
-        RunFailed: workers died again and again, or nothing moved for `no_progress_timeout`.
+        RunFailed: workers died again and again.
+        Stalled: nothing moved for `no_progress_timeout`; the same job goes on from what is kept.
     """
     began = time.monotonic()
     client = client or _current_client()

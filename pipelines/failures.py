@@ -6,10 +6,10 @@ that watch over them. Those of a local cluster log in this process, those of ano
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import ClusterUnreachable, JobCancelled, RunFailed, TallgrassError
+from pipelines.errors import ClusterUnreachable, JobCancelled, RunFailed, Stalled, TallgrassError
 from pipelines.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def explain(client: "Client", error: BaseException) -> TallgrassError:
     if name == "KilledWorker":
         return RunFailed(_killed(client, error))
     if name in ("NoWorkerError", "NoValidWorkerError"):
-        return RunFailed(_without_workers(client, error))
+        return Stalled(_without_workers(client, error))
     if name in ("FuturesCancelledError", "FutureCancelledError", "CancelledError"):
         return _cancelled(client, error)
     if name == "CommClosedError" or isinstance(error, TimeoutError | ConnectionError):
@@ -51,7 +51,11 @@ def explain(client: "Client", error: BaseException) -> TallgrassError:
 
 def cluster_state(client: "Client") -> str:
     """One phrase: "2 workers, all paused: memory 95 % used", "no workers connected", ..."""
-    workers = workers_now(client)
+    return state_of(workers_now(client))
+
+
+def state_of(workers: list[dict[str, Any]] | None) -> str:
+    """The same of what `workers_now` gives."""
     if workers is None:
         return "the scheduler does not answer"
     if not workers:
@@ -72,6 +76,15 @@ def workers_now(client: "Client") -> list[dict[str, Any]] | None:
     except (OSError, TimeoutError, RuntimeError):  # RuntimeError: its event loop has stopped
         return None
     return list(found["workers"].values())
+
+
+def ask_scheduler(client: "Client", function: Callable[..., float]) -> float | None:
+    """What a function gives on the scheduler; None where that does not answer, or has no Tallgrass."""
+    try:
+        found: float = client.sync(client._run_on_scheduler, function, callback_timeout=ASK_SECONDS)  # noqa: SLF001
+    except Exception:  # noqa: BLE001  # whatever it is, nothing follows from it
+        return None
+    return found
 
 
 def _memory(workers: Iterable[dict[str, Any]]) -> str:
@@ -130,7 +143,7 @@ def _without_workers(client: "Client", error: Any) -> str:
     waited = format_seconds(getattr(error, "timeout", 0) or 0)
     return (
         f'The task "{_plain(error.task)}" waited {waited} for a worker that could run it: {cluster_state(client)}. '
-        "Start workers, or free memory and disk on their machines, and run the job again."
+        "Start workers, or free memory and disk on their machines, and run the job again: it goes on from what is kept."
     )
 
 

@@ -23,11 +23,11 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from pipelines.errors import ClusterUnreachable, JobCancelled, PlanRefused, RunFailed
+from pipelines.errors import ClusterUnreachable, JobCancelled, PlanRefused, RunFailed, Stalled
 from pipelines.failures import cluster_state, explain
 from workers.clusters import Address, Local, Tls, dashboard_link, open_cluster, resources, resources_of, spawn
 from workers.clusters.address import check_versions
-from workers.clusters.local import SETTINGS, resources_of_local
+from workers.clusters.local import OF_CLIENTS, SETTINGS, resources_of_local
 from workers.clusters.machine import Machine, this_machine
 from workers.clusters.spawn import ENVIRONMENT, SERVER, _Server
 
@@ -510,7 +510,7 @@ def test_a_cluster_without_workers_is_explained():
         client = stack.enter_context(distributed.Client(cluster))
         assert cluster_state(client) == "no workers connected"
         error = failure(client, lambda: 1)
-    assert isinstance(error, RunFailed)
+    assert isinstance(error, Stalled)
     assert 'The task "factor" waited 0.30 s for a worker that could run it: no workers connected.' in str(error)
 
 
@@ -573,6 +573,14 @@ def test_a_running_cluster_is_used_and_goes_on_running(there):
             offered = resources(client)
     assert (offered.workers, offered.threads, offered.memory_bytes) == (1, 1, GIB)
     assert resources_of(Address(address=there)) == offered
+
+
+def test_a_client_of_a_running_cluster_decides_what_a_client_can(there):
+    """The other settings are the scheduler's and the workers'; `doctor` looks at them."""
+    with open_cluster(Address(address=there, connect_timeout="7s")):
+        decided = {key: dask.config.get(key) for key in OF_CLIENTS}
+    assert decided == OF_CLIENTS | {"distributed.comm.timeouts.connect": 7.0}
+    assert decided["distributed.comm.retry.count"] == 3
 
 
 def refusal(model: Address) -> str:

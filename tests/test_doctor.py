@@ -7,6 +7,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import dask
+import distributed
 import numpy as np
 import pytest
 
@@ -267,3 +269,26 @@ def test_paused_and_unlimited_workers_are_findings(client, monkeypatch):
         assert not finding.ok
         assert finding.detail == says
         assert finding.advice
+
+
+def test_what_a_cluster_was_told_to_do_about_accidents_is_a_finding(client):
+    finding = cluster_doctor.accidents(client)
+    assert finding.ok
+    assert finding.detail == (
+        "frozen workers are given up after 1 min, tasks without any worker after 1 min, a task that kills its workers "
+        "after 4 of them"
+    )
+
+
+def test_a_scheduler_that_never_gives_up_frozen_workers_is_a_finding():
+    never = {"distributed.scheduler.worker-ttl": None, "distributed.scheduler.no-workers-timeout": None}
+    with dask.config.set(never | {"distributed.worker.memory.pause": 0.8}):
+        one = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+        with distributed.LocalCluster(**one) as cluster, distributed.Client(cluster) as other:
+            finding = cluster_doctor.accidents(other)
+    assert not finding.ok
+    assert finding.detail == (
+        "frozen workers are given up never, tasks without any worker never, a task that kills its workers after 4 of "
+        "them; 1 of the workers pause at 80 % of their memory"
+    )
+    assert finding.advice.startswith("Start the scheduler with DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=60s")

@@ -266,14 +266,14 @@ def test_a_job_that_outgrows_its_workers_is_a_failure_that_names_the_memory(save
 # Workers that do nothing
 
 
-def test_workers_that_stand_still_are_a_failure_that_says_their_state(long, tmp_path):
+def test_workers_that_stand_still_end_the_run_with_their_state(long, tmp_path):
     with command(tmp_path, long.fields | {"output": "x", "no_progress_timeout": "2s"}) as process:
         until(process, "factor:")
         started = family(process.pid)
         for worker in workers_of(process.pid):
             worker.suspend()
         stdout, rest = process.communicate(timeout=SECONDS)
-    assert (process.returncode, stdout) == (1, "")
+    assert (process.returncode, stdout) == (9, "")
     assert "Nothing has moved in the pass factor for 2" in rest
     assert "2 workers running, " in rest
     assert "Traceback" not in rest
@@ -281,16 +281,16 @@ def test_workers_that_stand_still_are_a_failure_that_says_their_state(long, tmp_
     assert os.listdir(tmp_path) == ["job.yaml"]
 
 
-def test_a_cluster_whose_workers_are_gone_is_a_failure_that_says_so(long, tmp_path):
+def test_a_cluster_whose_workers_are_gone_ends_the_run_and_says_so(long, tmp_path):
     with scheduler() as (address, _), worker(address, tmp_path) as only:
         job = long.fields | {"output": "x", "no_progress_timeout": "2s"}
         with command(tmp_path, job, "--cluster", cluster_file(tmp_path, address)) as process:
             until(process, "factor:")
             only.kill()
             _, rest = process.communicate(timeout=SECONDS)
-    assert process.returncode == 1
+    assert process.returncode == 9
     assert "Nothing has moved in the pass factor for 2" in rest
-    assert "no workers connected" in rest
+    assert "no workers connected. Start workers and run the job again" in rest
     assert "Traceback" not in rest
 
 

@@ -50,8 +50,8 @@ def job_of(served, name, **fields):
 def frozen(served, client):
     """Submits a job, and lets no task get on from when it runs to the end of the test; gives the job's id."""
 
-    def submit(output, **given):
-        fields = {"kind": "svd", "matrix": f"{served.folder}/large", "vectors": "both", "output": output}
+    def submit(output, patience="10m", **given):
+        fields = {"kind": "svd", "matrix": f"{served.folder}/large", "vectors": "both", "no_progress_timeout": patience}
         job = client.submit(fields | {"output": f"{served.folder}/{output}.zarr"}, **given).id
         wait_for(lambda: client.job(job).state is State.RUNNING)
         served.freeze_workers()
@@ -145,6 +145,22 @@ def test_cancel_ends_a_job_that_runs_and_leaves_nothing(served, client, frozen):
     assert (waited.returncode, waited.stderr) == (7, f"Job {job} was cancelled.\n")
     assert not [path for path in served.folder.iterdir() if "cancelled" in path.name]
     assert client.cancel(job).state is State.CANCELLED
+
+
+def test_a_job_in_which_nothing_moves_is_interrupted_and_goes_on_when_it_is_retried(served, client, frozen):
+    job = frozen("stalled", patience="2s")
+    done = served.tallgrass("wait", job)
+    assert done.returncode == 9
+    assert re.search(
+        r"^Nothing has moved in the pass factor for [\d.]+ s: \d workers? running, .*; \d workers? not heard of: .* "
+        rf"and run the job again: it goes on from what is kept\. Here that is `tallgrass retry {job}`\.$",
+        done.stderr, re.MULTILINE,
+    )  # fmt: skip
+    found = client.job(job)
+    assert (found.state, found.exit_code, found.error.kind) == (State.INTERRUPTED, 9, "Stalled")
+    served.thaw_workers()
+    assert client.retry(job).id == job
+    assert client.wait(job).state is State.SUCCEEDED
 
 
 def test_ctrl_c_while_following_detaches(served, client, frozen):

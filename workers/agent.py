@@ -23,8 +23,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipelines.errors import RunFailed, TallgrassError
-from workers.attempt import Attempt
+from pipelines.errors import JobCancelled, RunFailed, Stalled, TallgrassError
+from workers.attempt import Attempt, cleaned
 from workers.clusters import Cluster, Local
 from workers.clusters.hosted import Hosted
 from workers.dashboard import SHOWN
@@ -235,7 +235,7 @@ class Agent:
 
     def _failed(self, entry: Entry, error: dict[str, Any], *, lost: bool) -> None:
         state = self.queue.get(entry.id).state
-        if state is State.STOPPING and error["kind"] == "JobCancelled":
+        if state is State.STOPPING and error["kind"] in (JobCancelled.__name__, Stalled.__name__):
             self.queue.update(entry, State.CANCELLED, error=error, exit_code=7)
             self.queue.add_lines(entry, [error["message"]])
         elif lost:
@@ -243,7 +243,11 @@ class Agent:
             if not isinstance(self.settings.cluster, Local):
                 self.cluster.back_off()
         else:
-            self.queue.update(entry, State.FAILED, error=error, exit_code=error["exit_code"])
+            after = State.FAILED
+            if error["kind"] == Stalled.__name__:
+                after = State.INTERRUPTED
+                error |= {"message": f"{error['message']} Here that is `tallgrass retry {entry.id}`."}
+            self.queue.update(entry, after, error=error, exit_code=error["exit_code"])
             self.queue.add_lines(entry, error["message"].splitlines())
 
     def _bury(self, attempt: Attempt) -> None:
@@ -274,7 +278,7 @@ class Agent:
             clean(entry.output)
         else:  # a store may take its time
             address = Address(entry.output, entry.job.get("storage_options"))
-            threading.Thread(target=_cleaned, args=(address, f"job {entry.id}"), daemon=True).start()
+            threading.Thread(target=cleaned, args=(address, f"job {entry.id}"), daemon=True).start()
 
     def _end_attempt(self, attempt: Attempt) -> None:
         """Ask the process to end, and once it had its time, end it."""
@@ -389,12 +393,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def _cleaned(address: Any, name: str) -> None:
-    """Remove what a job left in a store; one that does not answer keeps it."""
-    from pipelines.errors import TallgrassError
-    from pipelines.storage import StoreError, clean
-
-    with suppress(OSError, StoreError, TallgrassError):
-        clean(address, name)

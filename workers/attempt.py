@@ -1,6 +1,7 @@
 """One attempt at one job, as the agent knows it."""
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -33,3 +34,12 @@ class Attempt:
         more = {"passes": passes - self.passes, "bytes_read": size - self.bytes_read}
         self.passes, self.bytes_read = passes, size
         return more
+
+
+def cleaned(address: Any, name: str) -> None:
+    """Remove what a job left in a store; one that does not answer keeps it."""
+    from pipelines.errors import TallgrassError
+    from pipelines.storage import StoreError, clean
+
+    with suppress(OSError, StoreError, TallgrassError):
+        clean(address, name)

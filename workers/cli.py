@@ -41,7 +41,8 @@ Exit codes:
   1  the run failed                        6  a wait timed out
   2  the job file or the command is wrong  7  the job was cancelled
   3  the plan refuses                      8  the certificate falls short of the job's `require`
-  4  the data is bad                     130  interrupted
+  4  the data is bad                       9  nothing moved any more: interrupted, the same command goes on
+                                         130  interrupted
 """
 
 

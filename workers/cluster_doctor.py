@@ -28,6 +28,7 @@ def examine_cluster(client: "Client", job: Any = None) -> list[Finding]:
         "clocks": _clocks,
         "worker processes": worker_processes,
         "scratch of workers": _scratch,
+        "accidents": accidents,
     }
     if job is not None:
         checks |= {"arrays": partial(_arrays, job=job)}
@@ -112,6 +113,30 @@ def _scratch(client: "Client") -> Finding:
         detail + (f", too little on {short} of {len(free)}" if short else ""),
         f"Free {format_bytes(SCRATCH_BYTES)} there, or start workers with another --local-directory (`scratch`).",
     )
+
+
+def accidents(client: "Client") -> Finding:
+    """What the scheduler and the workers were told to do when something freezes, dies, or is full."""
+    from dask.config import get as told  # which also a scheduler without Tallgrass can find by its name
+    from dask.utils import parse_timedelta
+
+    scheduler = {name: client.run_on_scheduler(told, f"distributed.scheduler.{name}", None) for name in DECIDES}
+    pauses = [part for part in client.run(told, "distributed.worker.memory.pause", False).values() if part]
+    frozen, empty = (
+        "never" if scheduler[name] is None else f"after {format_seconds(parse_timedelta(scheduler[name]))}"
+        for name in ("worker-ttl", "no-workers-timeout")
+    )
+    detail = (
+        f"frozen workers are given up {frozen}, tasks without any worker {empty}, a task that kills its workers after "
+        f"{scheduler['allowed-failures'] + 1} of them"
+        + (f"; {len(pauses)} of the workers pause at {100 * min(pauses):.0f} % of their memory" if pauses else "")
+    )
+    advice = "Start the scheduler with DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=60s in its environment."
+    return Finding("accidents", frozen != "never", detail, advice)
+
+
+DECIDES = ("worker-ttl", "no-workers-timeout", "allowed-failures")
+"""Settings of a scheduler that decide how accidents end; no client can change them."""
 
 
 def process_facts() -> dict[str, Any]:

@@ -31,7 +31,7 @@ class State(StrEnum):
     FAILED = "failed"
     """It ended with an error, or its certificate falls short; its exit code says which."""
     INTERRUPTED = "interrupted"
-    """What it ran on was lost too often; `retry` queues it again."""
+    """What it ran on was lost too often, or nothing moved any more; `retry` queues it again, to go on."""
 
 
 S = State

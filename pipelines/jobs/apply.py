@@ -97,7 +97,7 @@ class Apply(Model):
     overwrite: bool = False
     """Replace the result that is already at the output; without it, an existing result is an error."""
     no_progress_timeout: Seconds = Field("10m", validate_default=True)
-    """Time without any progress after which the run fails, such as "10m" or "2h"."""
+    """Time without any progress after which the run is interrupted, such as "10m" or "2h"."""
     checkpoints: bool = True
     """Keep what each span has made beside the output, so that a run that is interrupted goes on from there."""
     storage_options: StorageOptions = Field({})

@@ -76,11 +76,13 @@ def open_address(model: Address) -> Iterator["Client"]:
     _wait_for_a_scheduler(model, security, deadline)
     import dask
 
+    from workers.clusters.local import OF_CLIENTS
     from workers.clusters.logs import quiet
 
     with ExitStack() as stack:
         stack.enter_context(quiet())
-        stack.enter_context(dask.config.set({"distributed.comm.timeouts.connect": model.connect_timeout}))
+        patient = {"distributed.comm.timeouts.connect": model.connect_timeout}
+        stack.enter_context(dask.config.set(OF_CLIENTS | patient))
         client = stack.enter_context(_client(model, security))
         _wait_for_workers(client, model)
         check_versions(client, model.connect_timeout)

@@ -90,6 +90,8 @@ SETTINGS: dict[str, Any] = {
     # On a loaded machine an answer may take long; below 11 s Dask's own assertions fail.
     "distributed.comm.timeouts.connect": "30s",
     "distributed.comm.timeouts.tcp": "30s",
+    # A connection that breaks for a moment is made again, and what was asked is asked again (Dask: never).
+    "distributed.comm.retry.count": 3,
     # Finished states of spans go to disk beyond this part of the limit: correct, and slower.
     "distributed.worker.memory.target": 0.6,
     # Not when memory is full of a task's own rows: writing states to disk would not make room for them.
@@ -104,7 +106,10 @@ SETTINGS: dict[str, Any] = {
     # Pages of other sites, open in the same browser, get no data from the dashboard.
     "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": ["127.0.0.1", "localhost"],
 }
-"""Dask's settings while a local cluster is open, each with its reason."""
+"""Dask's settings while a cluster of ours is open, each with its reason."""
+
+OF_CLIENTS = {key: value for key, value in SETTINGS.items() if key.startswith("distributed.comm.")}
+"""Those that are ours to decide where scheduler and workers are somebody else's; `doctor` looks at the others."""
 
 
 def resources_of_local(model: Local, spans: int | None = None, machine: Machine | None = None) -> "Resources":
