@@ -9,7 +9,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
@@ -19,9 +19,9 @@ import dask.threaded
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from pipelines import storage
+from pipelines import room, storage
 from pipelines.checkpoints import Checkpoints, Place, checkpoints
-from pipelines.errors import BadData, RunFailed
+from pipelines.errors import BadData, OutOfMemory, RunFailed
 from pipelines.failures import ask_scheduler, explain
 from pipelines.kernels import panels
 from pipelines.matrix import InMemory, Span, System, Tally
@@ -38,6 +38,7 @@ REPORT_EVERY = 0.25
 LARGE_GRAPH = "1 TB"
 """Dask warns of graphs above 10 MB; ours hold a triangle or two, each once."""
 
+FRUGALLY = "one task at a time on each worker and nothing read ahead"
 SOURCES = ("A", "b", "weights")
 """The fields of a System that rows come from."""
 
@@ -91,7 +92,13 @@ def _overflow(start: int, stop: int) -> str:
 
 
 def do_span(
-    step: Pass[Any], system: System, span: Span, parts: Sequence[Any], run: str, kept: Checkpoints | None
+    step: Pass[Any],
+    system: System,
+    span: Span,
+    parts: Sequence[Any],
+    run: str,
+    kept: Checkpoints | None,
+    frugal: bool = False,
 ) -> tuple[Any, Tally]:
     """The task of one span; `parts` are the span's rows of the sources that come in parts, else None."""
     found: dict[str, Any] = {
@@ -106,13 +113,14 @@ def do_span(
         with _alone if getattr(step, "alone", False) else nullcontext():
             return walk(settled(step), system, span, lambda rows: tell(span.number, rows))
 
-    if kept is None:
-        return walked()
-    made = kept.load(system, span)
-    if made is not None:
-        tell(span.number, span.stop - span.start)
-        return made
-    return kept.make(system, span, walked)
+    with room.alone(frugal):
+        if kept is None:
+            return walked()
+        made = kept.load(system, span)
+        if made is not None:
+            tell(span.number, span.stop - span.start)
+            return made
+        return kept.make(system, span, walked)
 
 
 def settled(step: Any) -> Any:
@@ -140,7 +148,12 @@ def merge_states(step: Pass[Any], parts: Sequence[tuple[Any, Tally]]) -> tuple[A
 
 
 def build(
-    step: Pass[Any], work: Work, run: str, name: str | None = None, kept: Checkpoints | None = None
+    step: Pass[Any],
+    work: Work,
+    run: str,
+    name: str | None = None,
+    kept: Checkpoints | None = None,
+    frugal: bool = False,
 ) -> tuple[Graph, Any]:
     """The graph of a pass, and the key of its root; keys carry a name for people and the run's for Dask."""
     name = name or step.name
@@ -156,7 +169,7 @@ def build(
     for span in work.spans:
         parts = [_part(getattr(work.system, source), span) for source in SOURCES]
         keys.append((f"{name}-{run}", span.number))
-        graph[keys[-1]] = (do_span, inputs, system, span, parts, run, kept)
+        graph[keys[-1]] = (do_span, inputs, system, span, parts, run, kept, frugal)
     return graph, _tree(graph, keys, inputs, step.fan_in, f"{name}-merge-{run}")
 
 
@@ -202,6 +215,7 @@ def _teller(run: str) -> Tell:
         return lambda span, rows: None
     _one_blas_thread()
     panels.use_threads(worker.state.nthreads)
+    room.limited(worker.memory_manager.memory_limit or 0)
     last = [0.0]
 
     def tell(span: int, rows: int) -> None:
@@ -256,6 +270,8 @@ class Engine:
         self.timings: dict[str, float] = {}
         self.broke = False
         """True when it was a task that failed, and not what came out of a pass."""
+        self.frugal = False
+        """Tasks take no more memory than they must: workers have died for want of it."""
         self._wrote: list[tuple[tuple[Target, ...], int]] = []
         self.loaded, self.unsaved = 0, ""
         """Spans that an earlier run had done, and why some of this one could not be kept."""
@@ -264,7 +280,7 @@ class Engine:
         """The pass's state over all rows of `work`.
 
         What a span has written may be spoilt by a late twin of its own, which Dask took for dead, or of another run's:
-        the pass is gone over `again` then.
+        the pass is gone over `again` then.  When workers die for want of memory it is tried once more, frugally.
 
         Raises:
             BadData: the data is missing or damaged.
@@ -274,10 +290,20 @@ class Engine:
         run = f"{self.run}{self.passes:02x}"
         meter = Meter(step, work, self.passes, self.listener)
         kept = checkpoints(self.kept, run, step, work.system)
-        graph, root = build(step, work, run, f"{_word(self.label)}:{step.name}" if self.label else None, kept)
+        graph, root = build(
+            step, work, run, f"{_word(self.label)}:{step.name}" if self.label else None, kept, self.frugal
+        )
         compute = self._in_threads if self.client is None else self._on_cluster
         self.broke = True
-        state, tally = compute(graph, root, run, meter)
+        try:
+            state, tally = compute(graph, root, run, meter)
+        except OutOfMemory as error:
+            if self.frugal or not self._can_save(work):
+                raise OutOfMemory(f"{error} That was with {FRUGALLY}." if self.frugal else str(error)) from error
+            why = f"workers died for want of memory ({error.found})"
+            self.listener(Note(f"{step.name}: {why}; it is tried again with {FRUGALLY}"))
+            self.frugal = True
+            return self(step, work, again)
         self.broke = False
         if kept is not None and kept.targets:
             if again and not self._is_as_written(kept.targets, tally.wrote):  # spans that hold are not done again
@@ -288,6 +314,11 @@ class Engine:
         name = step.name if step.name not in self.timings else f"{step.name}-{self.passes}"
         self.timings[name] = time.monotonic() - meter.began
         return state, tally
+
+    def _can_save(self, work: Work) -> bool:
+        """Whether a task could do with less memory: beside it others run, or it reads ahead."""
+        longest = max((span.stop - span.start for span in work.spans), default=0)
+        return self.threads > 1 or (work.system.reads_ahead and longest > work.system.block_rows)
 
     def _tell_of_checkpoints(self, name: str, tally: Tally, work: Work) -> None:
         self.loaded += tally.loaded
@@ -368,7 +399,7 @@ class Engine:
         finished = threading.Event()
         future.add_done_callback(lambda _: finished.set())
         patience = Patience(self.client, self.no_progress_timeout, keeps=self.kept is not None)
-        for _ in _forever(finished.wait):
+        while not finished.wait(REPORT_EVERY):
             patience.look(meter)
             meter.show()
 
@@ -376,9 +407,3 @@ class Engine:
 def _word(label: str) -> str:
     """A label as Dask shows it whole: it cuts names at hyphens that digits follow."""
     return re.sub(r"\W+", "_", label)
-
-
-def _forever(wait: Callable[[float], bool]) -> Iterator[None]:
-    """Come back a few times a second until `wait` says that it is over."""
-    while not wait(REPORT_EVERY):
-        yield

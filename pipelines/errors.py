@@ -2,6 +2,7 @@
 
 TallgrassError
 ├── RunFailed (1)              the computation broke: a worker died again and again
+│   └── OutOfMemory            what killed the worker was that it took too much memory
 ├── JobFileError (2)           the job file, the cluster file or the command says something that cannot be
 ├── PlanRefused (3)            it cannot fit or cannot be done; said before any data is read
 ├── BadData (4)                the data is missing, damaged, not finite, or not the shape that the job needs
@@ -25,6 +26,13 @@ class RunFailed(TallgrassError):
     """The computation broke: a worker died again and again."""
 
     exit_code = 1
+
+
+class OutOfMemory(RunFailed):
+    """A task took more memory than its workers have."""
+
+    found = "killed by SIGKILL, as the kernel does"
+    """In a few words, what says that it was memory."""
 
 
 class JobFileError(TallgrassError):

@@ -5,11 +5,12 @@ that watch over them. Those of a local cluster log in this process, those of ano
 """
 
 import re
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import ClusterUnreachable, JobCancelled, RunFailed, Stalled, TallgrassError
+from pipelines.errors import ClusterUnreachable, JobCancelled, OutOfMemory, RunFailed, Stalled, TallgrassError
 from pipelines.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def explain(client: "Client", error: BaseException) -> TallgrassError:
     if isinstance(error, TallgrassError):
         return error
     if name == "KilledWorker":
-        return RunFailed(_killed(client, error))
+        return _killed(client, error)
     if name in ("NoWorkerError", "NoValidWorkerError"):
         return Stalled(_without_workers(client, error))
     if name in ("FuturesCancelledError", "FutureCancelledError", "CancelledError"):
@@ -94,19 +95,23 @@ def _memory(workers: Iterable[dict[str, Any]]) -> str:
     return f"memory {part:.0%} used".replace("%", " %") if part else f"{format_bytes(memory)} of memory used"
 
 
-def _killed(client: "Client", error: Any) -> str:
+def _killed(client: "Client", error: Any) -> RunFailed:
     """A task was tried again and again, and each worker that ran it died."""
     task, deaths = _plain(error.task), error.allowed_failures + 1
     lines = [*RECENT, *_nanny_lines(client)]
     begin = f'The task "{task}" was run by {deaths} workers, and each of them died'
     limit = _limit(error)
     if over := [match for line in lines if (match := _OVER_LIMIT.search(line))]:
-        return f"{begin}: it took more than {over[-1][1]} % of the memory limit{limit}. {MORE_MEMORY}."
+        letter = OutOfMemory(f"{begin}: it took more than {over[-1][1]} % of the memory limit{limit}. {MORE_MEMORY}.")
+        letter.found = f"more than {over[-1][1]} %{limit}"
+        return letter
     if signals := [int(match[1]) for line in lines if (match := _SIGNAL.search(line))]:
-        return f"{begin}: {_by_signal(signals[-1])}"
+        kind = OutOfMemory if signals[-1] == signal.SIGKILL else RunFailed
+        return kind(f"{begin}: {_by_signal(signals[-1])}")
     if exits := [match[1] for line in lines if (match := _EXIT.search(line))]:
-        return f"{begin}: the process exited with status {exits[-1]}. What it printed before that says why."
-    return f"{begin}, for a reason that no log tells. The logs of the workers on {error.last_worker.address} may."
+        return RunFailed(f"{begin}: the process exited with status {exits[-1]}. What it printed before that says why.")
+    where = error.last_worker.address
+    return RunFailed(f"{begin}, for a reason that no log tells. The logs of the workers on {where} may.")
 
 
 def _by_signal(number: int) -> str:

@@ -273,8 +273,13 @@ class System:
         starts = range(span.start, span.stop, self.block_rows)
         pieces = [(start, min(start + self.block_rows, span.stop)) for start in starts]
         buffers = _two_buffers(self.A, self.block_rows)
-        reads = one_by_one if _straight(self.A) else ahead
+        reads = ahead if self.reads_ahead else one_by_one
         yield from (self._prepare(*raw) for raw in reads(self._read, pieces, buffers))
+
+    @property
+    def reads_ahead(self) -> bool:
+        """False when a read is a mere copy from memory: of files, the kernel reads ahead without a thread of ours."""
+        return isinstance(self.A, Stored) and (self.A.transposed or not self.A.info.partial)
 
     def _read(self, start: int, stop: int, out: np.ndarray | None) -> tuple[Slab, Tally]:
         # Taken before the rows: a chunk written in between makes a later pass see another identity, not the same.
@@ -376,10 +381,3 @@ def _two_buffers(source: Source, rows: int) -> list[np.ndarray | None]:
         _buffers.key, _buffers.pair = (shape, dtype), [np.empty(shape, dtype), np.empty(shape, dtype)]
     pair: list[np.ndarray | None] = _buffers.pair
     return pair
-
-
-def _straight(source: Source) -> bool:
-    """True when a read is a mere copy from memory: of files, the kernel reads ahead without a thread of ours."""
-    if isinstance(source, Stored):
-        return source.info.partial and not source.transposed
-    return True

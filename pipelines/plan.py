@@ -223,17 +223,20 @@ def peak_bytes(job: Job, layout: Layout, threads: int) -> int:
     block = layout.block_bytes
     # Two blocks, since one is read ahead; the pipeline of Zarr holds each once more as it came from the store.
     blocks = 2 * block if shape.partial else 4 * block + 2 * min(shape.chunk[0] * shape.row_bytes, 2**31)
-    if getattr(job, "nan", "error") == "omit_rows" or shape.wide:
-        blocks += 2 * layout.block_rows * shape.columns * size
-    if layout.given:
-        blocks = 3 * layout.span_rows * shape.row_bytes
+    if not shape.partial and shape.unit > shape.chunk[0]:  # of a shard, Zarr asks for large parts at once
+        blocks += 3 * min(shape.unit * shape.row_bytes, 2**31)
+    computed = layout.block_rows * shape.columns * size
+    # Masks and copies of rows without NaN; a copy in the order of rows, and one that is scaled.
+    blocks += 3 * computed * (getattr(job, "nan", "error") != "error") + 2 * computed * shape.wide
+    if layout.given:  # what the graph behind the blocks takes is known to nobody; measured, where it is short
+        blocks = 6 * layout.span_rows * shape.columns * max(size, shape.stored_itemsize)
     sides = kind_of(job).buffer_bytes(layout)
     slab = (layout.slab_rows + layout.block) * (layout.p + layout.t) * size
     state = layout.p * (layout.p + layout.t) * size
     # R⁻¹, two Gram matrices, and the copies that bring R up to date.
     growing = 6 * layout.p**2 * size if layout.products and not layout.t else 0
     chain = max(1, layout.span_rows // max(1, layout.slab_rows * layout.group)).bit_length()
-    sides += 2 * shape.side_chunk_bytes
+    sides += 4 * shape.side_chunk_bytes  # the one that is kept, and the next: as stored, decoded, and in place
     threads = 1 if layout.alone else threads
     per_thread = blocks + sides + slab + growing + (chain + layout.fan_in + 3) * state
     return IDLE_BYTES + threads * per_thread

@@ -18,7 +18,6 @@ from pipelines.meter import Work
 from pipelines.methods.problem import factor_pass
 from pipelines.plan import Resources, layout_of
 from pipelines.rates import NOMINAL
-from workers.clusters import Local, open_cluster
 
 MIB, GIB = 2**20, 2**30
 ONE = Resources(workers=1, threads=1, memory_bytes=4 * GIB)
@@ -230,36 +229,6 @@ def test_a_refusal_comes_before_any_worker_is_started(declared, command, tmp_pat
     done = command("run", "job.yaml", "--cluster", str(cluster), job=fields)
     assert (done.returncode, done.stdout) == (3, "")
     assert re.fullmatch(r"A worker would need .* and has 256 MiB: .*\n", done.stderr)
-
-
-# And it is true
-
-
-def resident_bytes() -> int:
-    """The most that this process has had in memory."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("shape", "chunks", "options"),
-    [
-        ((400_000, 64), (8192, 64), {"compressors": None}),
-        ((400_000, 64), (100_000, 64), {"compressors": [ZstdCodec()]}),
-        ((400_000, 64), (50_000, 16), {"compressors": [Crc32cCodec()]}),
-        ((64, 400_000), (64, 8192), {"compressors": [Crc32cCodec()]}),
-        ((64, 400_000), (16, 100_000), {"compressors": [ZstdCodec()]}),
-    ],
-)
-def test_no_worker_takes_more_memory_than_the_plan_says(save, shape, chunks, options):
-    A = np.random.default_rng(1).standard_normal(shape)
-    job = LeastSquares(matrix=save("A", A, chunks, **options), rhs=save("b", A[:, 0], (min(shape[0], 10_000),)))
-    with open_cluster(Local(processes=1, memory="2 GiB", dashboard=False)) as client:
-        run(job, client=client)
-        (peak,) = client.run(resident_bytes).values()
-    assert peak <= make_plan(job, Resources(1, 1, 2 * GIB)).peak_bytes_per_worker
 
 
 def test_the_cut_is_the_same_on_every_machine(declared):
