@@ -21,7 +21,7 @@ from pipelines.kinds.base import Outcome, Work
 from pipelines.layout import Layout
 from pipelines.matrix import NAMES, Span, System
 from pipelines.meter import Work as Rows
-from pipelines.plan import Plan, Resources, layout_of, plan_of, this_machine
+from pipelines.plan import UNLIMITED, Plan, Resources, layout_of, offered_by, plan_of, this_machine
 from pipelines.progress import Listener, Note, ignore
 from pipelines.rates import load_rates
 from pipelines.result import KEY, SCHEMA, Result
@@ -169,9 +169,7 @@ def _current_client() -> Any:
 def resources_of(client: Any) -> Resources:
     """What a client's cluster offers."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    memory = [worker["memory_limit"] for worker in workers if worker["memory_limit"]]
-    threads = min((worker["nthreads"] for worker in workers), default=1)
-    return Resources(max(1, len(workers)), threads, min(memory, default=2**50))
+    return offered_by(workers) if workers else Resources(1, 1, UNLIMITED)  # they may all be away for a moment
 
 
 def _result(

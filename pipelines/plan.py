@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -39,6 +40,21 @@ class Resources:
     """Of each worker."""
     memory_bytes: int
     """Of each worker."""
+    tightest: str = ""
+    """The worker whose threads and memory these are, where workers differ: the one with the least for each thread."""
+
+
+UNLIMITED = 2**40
+"""Bytes that a worker without a memory limit is taken to have."""
+
+
+def offered_by(workers: Collection[Mapping[str, Any]]) -> Resources:
+    """What workers offer, as the scheduler describes them: a task that fits into the tightest fits into any."""
+    sizes = {(worker["memory_limit"] or UNLIMITED, worker["nthreads"]): str(worker["name"]) for worker in workers}
+    if not sizes:
+        return Resources(0, 1, 0)
+    memory, threads = min(sizes, key=lambda size: ((size[0] - IDLE_BYTES) / size[1], size))
+    return Resources(len(workers), threads, memory, sizes[memory, threads] if len(sizes) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -173,7 +189,7 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
         warnings=tuple(_warnings(job, inputs, layout)),
         key=_key(job, layout),
     )
-    _refuse(job, inputs, layout, plan)
+    _refuse(job, inputs, layout, plan, resources.tightest)
     return plan
 
 
@@ -273,7 +289,7 @@ def _without_checksums(inputs: Inputs) -> list[str]:
     return [name for name, info in inputs.infos.items() if not info.checksums]
 
 
-def _refuse(job: Job, inputs: Inputs, layout: Layout, plan: Plan) -> None:
+def _refuse(job: Job, inputs: Inputs, layout: Layout, plan: Plan, tightest: str) -> None:
     unchecked = _without_checksums(inputs)
     if job.require.checksums and unchecked:
         verb, them = ("carry", "them") if len(unchecked) > 1 else ("carries", "it")
@@ -295,7 +311,9 @@ def _refuse(job: Job, inputs: Inputs, layout: Layout, plan: Plan) -> None:
             f"at most {layout.block_rows:,} rows."
         )
     if plan.peak_bytes_per_worker > plan.memory_bytes_per_worker:
-        raise PlanRefused(_too_large(job, layout, plan))
+        letter = _too_large(job, layout, plan)
+        name = f"The worker {tightest}, which has the least of {plan.workers} for each thread,"
+        raise PlanRefused(letter.replace("A worker", name, 1) if tightest else letter)
 
 
 def _too_large(job: Job, layout: Layout, plan: Plan) -> str:

@@ -16,7 +16,7 @@ from pipelines.layout import lay_out
 from pipelines.matrix import System
 from pipelines.meter import Work
 from pipelines.methods.problem import factor_pass
-from pipelines.plan import Resources, layout_of
+from pipelines.plan import Resources, layout_of, offered_by
 from pipelines.rates import NOMINAL
 
 MIB, GIB = 2**20, 2**30
@@ -242,3 +242,23 @@ def test_the_cut_is_the_same_on_every_machine(declared):
 def test_a_chunk_that_is_larger_than_the_array_is_decoded_once(declared, shape):
     found = plan(declared(*shape, (20_000, 20_000), compressors="auto"))
     assert found.passes[0].bytes == 1000 * 5 * 8
+
+
+def one(name, threads, memory):
+    return {"name": name, "nthreads": threads, "memory_limit": memory}
+
+
+def test_of_workers_that_differ_the_plan_takes_the_one_with_the_least_for_each_thread():
+    wide, narrow, small = one("wide", 8, 4 * GIB), one("narrow", 1, 3 * GIB), one("small", 1, 2 * GIB)
+    assert offered_by([narrow, small, wide]) == Resources(3, 8, 4 * GIB, "wide")
+    assert offered_by([narrow, small]) == Resources(2, 1, 2 * GIB, "small")
+    assert offered_by([small, small]) == Resources(2, 1, 2 * GIB)
+    assert offered_by([one("free", 1, 0)]).memory_bytes == 2**40
+    assert offered_by([]) == Resources(0, 1, 0)
+
+
+def test_the_worker_that_is_too_small_is_named(declared):
+    offered = offered_by([one("large", 1, 64 * GIB), one("small", 1, GIB // 4)])
+    with pytest.raises(PlanRefused) as caught:
+        make_plan(LeastSquares(**declared(10**7, 500, (20_000, 500))), offered)
+    assert str(caught.value).startswith("The worker small, which has the least of 2 for each thread, would need ")

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 
+import dask
+import distributed
 import numpy as np
 import pytest
 from zarr.codecs import Crc32cCodec
 
 from pipelines import LeastSquares, open_result, run
+from pipelines.errors import Stalled
 from pipelines.progress import PassProgress
 from tests.conftest import environment, stored
 from tests.machines import need
@@ -98,7 +101,9 @@ def test_workers_that_are_all_paused_end_the_run(slow, tmp_path):
     with (
         scheduler() as (address, _),
         workers(address, tmp_path, 2, WORKER__MEMORY__PAUSE="0.05"),
-        command(tmp_path, slow, "--cluster", cluster_file(tmp_path, address)) as process,
+        command(
+            tmp_path, slow | {"no_progress_timeout": "2s"}, "--cluster", cluster_file(tmp_path, address)
+        ) as process,
     ):
         stalled(process, r"2 workers, all paused: memory \d+ % used\. Free memory and disk on the machines of the p")
 
@@ -117,6 +122,17 @@ def test_workers_of_ours_that_are_all_frozen_end_the_run_and_leave_no_process(sl
         )
     assert_gone(started)
     assert "x" not in os.listdir(tmp_path)
+
+
+def test_where_workers_may_take_long_to_come_the_scheduler_s_own_time_counts():
+    """As with a batch system, whose queue is longer than any `no_progress_timeout`."""
+    A = np.eye(3)
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.scheduler.no-workers-timeout": "2s"}))
+        cluster = stack.enter_context(distributed.LocalCluster(n_workers=0, dashboard_address=":0"))
+        client = stack.enter_context(distributed.Client(cluster))
+        with pytest.raises(Stalled, match=r"(factor for|waited) [2-9][\d.]* s.*: no workers connected\. Start workers"):
+            run(LeastSquares(matrix=A, rhs=A[0], no_progress_timeout="500ms"), client=client)
 
 
 # One of two
@@ -165,3 +181,22 @@ def test_a_cable_that_is_never_put_back_costs_a_worker_or_ends_the_run(slow, tmp
                 np.testing.assert_allclose(open_result(tmp_path / "x").x, np.arange(float(COLUMNS)), atol=1e-9)
             else:
                 stalled(process, "2 workers not heard of: .* mend the network to it, and run the job again: it goes on")
+
+
+@pytest.mark.slow
+def test_a_worker_that_joins_late_takes_its_part(slow):
+    with open_cluster(Local(processes=1, memory="400 MiB", dashboard=False)) as client:
+        expected, joined = answer(client, slow), []
+
+        def join(event):
+            if isinstance(event, PassProgress) and event.rows and not joined:
+                joined.append(client.cluster.scale(2))
+
+        assert answer(client, slow, listener=join) == expected
+
+        def has_worked():
+            from pipelines.engine import _one_blas_thread  # the first span on a worker calls it
+
+            return _one_blas_thread.cache_info().currsize
+
+        assert list(client.run(has_worked).values()) == [1, 1]

@@ -69,16 +69,10 @@ def _opened(model: Any) -> AbstractContextManager["Client"]:
 
 
 def resources(client: "Client") -> "Resources":
-    """What a cluster offers now: its workers, the fewest threads and the least memory of any of them."""
-    from pipelines.plan import Resources
+    """What a cluster offers now: its workers, and the threads and memory of the one with the least for each thread."""
+    from pipelines.plan import offered_by
 
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    memory = min((worker["memory_limit"] or _UNLIMITED for worker in workers), default=0)
-    return Resources(len(workers), min((worker["nthreads"] for worker in workers), default=1), memory)
-
-
-_UNLIMITED = 2**40
-"""Bytes that a worker without a memory limit is taken to have."""
+    return offered_by(client.scheduler_info(n_workers=-1)["workers"].values())
 
 
 def resources_of(model: Cluster | None = None, spans: int | None = None) -> "Resources":
