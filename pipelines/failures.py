@@ -68,21 +68,21 @@ def state_of(workers: list[dict[str, Any]] | None) -> str:
     return f"{count} running, {_memory(workers)}"
 
 
-def workers_now(client: "Client") -> list[dict[str, Any]] | None:
+def workers_now(client: "Client", seconds: float = ASK_SECONDS) -> list[dict[str, Any]] | None:
     """What the scheduler knows of each worker now, or None when it does not answer."""
     if client.scheduler is None or client.status != "running":
         return None
     try:
-        found = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=ASK_SECONDS)
+        found = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=seconds)
     except (OSError, TimeoutError, RuntimeError):  # RuntimeError: its event loop has stopped
         return None
     return list(found["workers"].values())
 
 
-def ask_scheduler(client: "Client", function: Callable[..., float]) -> float | None:
+def ask_scheduler(client: "Client", function: Callable[..., float], seconds: float = ASK_SECONDS) -> float | None:
     """What a function gives on the scheduler; None where that does not answer, or has no Tallgrass."""
     try:
-        found: float = client.sync(client._run_on_scheduler, function, callback_timeout=ASK_SECONDS)  # noqa: SLF001
+        found: float = client.sync(client._run_on_scheduler, function, callback_timeout=seconds)  # noqa: SLF001
     except Exception:  # noqa: BLE001  # whatever it is, nothing follows from it
         return None
     return found

@@ -14,12 +14,12 @@ import pytest
 from zarr.codecs import Crc32cCodec
 
 from pipelines import LeastSquares, open_result, run
-from pipelines.errors import Stalled
+from pipelines.errors import ClusterUnreachable, Stalled
 from pipelines.progress import PassProgress
 from tests.conftest import environment, stored
 from tests.machines import need
 from tests.test_execution import SECONDS, assert_gone, cluster_file, command, family, scheduler, until, workers_of
-from workers.clusters import Local, open_cluster
+from workers.clusters import Address, Local, open_cluster
 from workers.clusters.local import SETTINGS
 
 ROWS, COLUMNS = 60_000, 700
@@ -82,6 +82,19 @@ def test_a_frozen_worker_is_named_and_the_same_command_goes_on_once_it_is_gone(s
     assert process.returncode == 0, said
     assert re.search(r"factor: \d+ of 60 spans were done by an earlier run", said)
     np.testing.assert_allclose(open_result(tmp_path / "x").x, np.arange(float(COLUMNS)), atol=1e-9)
+
+
+def test_a_worker_that_is_frozen_before_the_run_begins_is_named(tmp_path):
+    with scheduler() as (address, _), workers(address, tmp_path, 2) as both:
+        with distributed.Client(address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=SECONDS)
+        both[1].send_signal(signal.SIGSTOP)
+        says = r"The worker w1 does not answer, and the scheduler has not heard of it for [\d.]+ s\. End it if it is fr"
+        with (
+            pytest.raises(ClusterUnreachable, match=says),
+            open_cluster(Address(address=address, connect_timeout="3s")),
+        ):
+            pass
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import ClusterUnreachable
+from pipelines.failures import ASK_SECONDS, ask_scheduler, workers_now
 from pipelines.fields import Model, Seconds, Url, needed
 from pipelines.units import format_seconds
 
@@ -255,11 +256,30 @@ def versions_of(client: "Client", seconds: float) -> dict[str, dict[str, str | N
         found: Any = client.sync(ask, packages=PACKAGES, callback_timeout=seconds)
     except (TimeoutError, OSError) as error:
         raise ClusterUnreachable(
-            f"The scheduler connects, but does not say its versions within {format_seconds(seconds)}. Restart it."
+            _silent_workers(client, seconds)
+            or f"The scheduler connects, but does not say its versions within {format_seconds(seconds)}. Restart it."
         ) from error
     places = {"this process": found["client"], "the scheduler": found["scheduler"]}
     places |= {f"worker {address}": said for address, said in found["workers"].items()}
     return {place: _versions(said["packages"]) for place, said in places.items() if said}
+
+
+SILENT_SECONDS = 2.0
+"""Workers of small clusters speak twice a second; of those that do not answer, the most silent is to blame."""
+
+
+def _silent_workers(client: "Client", seconds: float) -> str:
+    """A letter on the worker that the scheduler has not heard of for longest; "" where each has just spoken."""
+    patience = min(seconds, ASK_SECONDS)
+    workers, now = workers_now(client, patience) or [], ask_scheduler(client, time.time, patience)
+    silent = {worker["name"]: now - worker["last_seen"] for worker in workers if now is not None}
+    if not silent or max(silent.values()) < SILENT_SECONDS:
+        return ""
+    name = max(silent, key=lambda name: silent[name])
+    return (
+        f"The worker {name} does not answer, and the scheduler has not heard of it for {format_seconds(silent[name])}. "
+        "End it if it is frozen (`ps` shows a T), or wait until the scheduler gives it up (its worker-ttl)."
+    )
 
 
 def _versions(packages: dict[str, str | None]) -> dict[str, str | None]:
@@ -306,7 +326,8 @@ def _importable(client: "Client", seconds: float) -> None:
         client.sync(client._run, importable, callback_timeout=seconds)  # noqa: SLF001  # run takes no timeout
     except TimeoutError:
         raise ClusterUnreachable(
-            f"A worker does not answer within {format_seconds(seconds)}. Restart the workers."
+            _silent_workers(client, seconds)
+            or f"A worker does not answer within {format_seconds(seconds)}. Restart the workers."
         ) from None
     except Exception as error:  # whatever the worker raised when it looked for the module
         raise ClusterUnreachable(
