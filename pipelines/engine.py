@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import dask.config
@@ -26,7 +26,7 @@ from pipelines.failures import ask_scheduler, explain
 from pipelines.kernels import panels
 from pipelines.matrix import InMemory, Span, System, Tally
 from pipelines.meter import Graph, Meter, Work
-from pipelines.passes.base import Pass
+from pipelines.passes.base import Pass, settled
 from pipelines.passes.output import Target
 from pipelines.patience import Patience
 from pipelines.progress import Listener, Note
@@ -67,10 +67,12 @@ def walk(step: Pass[Any], system: System, span: Span, tell: Callable[[int], None
             if slabs % step.group == 0:
                 _carry(counter, step, state)
                 state = step.start()
+            del slab  # the last one would hold its block while the next is read
         bad = not (step.finite(state) and (not counter or step.finite(counter[-1][1])))
         tally += system.scan(block) if bad else block.tally
         if bad and not tally.bad:
             raise BadData(_overflow(block.slab.start, block.slab.start + block.tally.rows))
+        del block
         tell(done)
     while counter:
         state = step.merge(counter.pop()[1], state)
@@ -121,20 +123,6 @@ def do_span(
             tell(span.number, span.stop - span.start)
             return made
         return kept.make(system, span, walked)
-
-
-def settled(step: Any) -> Any:
-    """The same with its arrays as they are after a journey, contiguous, and at addresses that BLAS takes.
-
-    NumPy multiplies others by itself, or copies them to another order first, and the bits would depend on who ran it.
-    """
-    if isinstance(step, np.ndarray):
-        return step if step.flags.aligned and step.flags.forc else step.copy("A")
-    if not is_dataclass(step) or isinstance(step, type):
-        return step
-    held = {one.name: getattr(step, one.name) for one in fields(step) if one.init}
-    changed = {name: new for name, old in held.items() if (new := settled(old)) is not old}
-    return replace(step, **changed) if changed else step
 
 
 def _two_dimensional(part: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ a few rows of it.  Where the rows come from (a store, an array in memory, a bloc
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any, Protocol
 
 import numpy as np
@@ -274,7 +274,7 @@ class System:
         pieces = [(start, min(start + self.block_rows, span.stop)) for start in starts]
         buffers = _two_buffers(self.A, self.block_rows)
         reads = ahead if self.reads_ahead else one_by_one
-        yield from (self._prepare(*raw) for raw in reads(self._read, pieces, buffers))
+        yield from starmap(self._prepare, reads(self._read, pieces, buffers))  # which holds none of them
 
     @property
     def reads_ahead(self) -> bool:

@@ -237,8 +237,9 @@ def peak_bytes(job: Job, layout: Layout, threads: int) -> int:
     """Resident memory of a worker at its fullest: a few blocks, a slab, and some n × n states; never the rows."""
     shape, size = layout.shape, layout.shape.dtype.itemsize
     block = layout.block_bytes
-    # Two blocks, since one is read ahead; the pipeline of Zarr holds each once more as it came from the store.
-    blocks = 2 * block if shape.partial else 4 * block + 2 * min(shape.chunk[0] * shape.row_bytes, 2**31)
+    # Two blocks, since one is read ahead; the pipeline of Zarr holds each once more as it came from the store, and what
+    # malloc has not given back yet was measured as a fifth.
+    blocks = 2 * block if shape.partial else 5 * block + 2 * min(shape.chunk[0] * shape.row_bytes, 2**31)
     if not shape.partial and shape.unit > shape.chunk[0]:  # of a shard, Zarr asks for large parts at once
         blocks += 3 * min(shape.unit * shape.row_bytes, 2**31)
     computed = layout.block_rows * shape.columns * size

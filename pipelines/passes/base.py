@@ -4,7 +4,10 @@ Merging is associative up to rounding, and the tree of merges is fixed by the nu
 has the same bits on any number of workers, in whatever order tasks finish, and after any retry.
 """
 
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from pipelines.matrix import Slab, Span
 
@@ -56,3 +59,17 @@ class LaterPass:
     def finite(self, state: Any) -> bool:
         """True: the factor pass has looked at every entry, and the input's identity is compared."""
         return True
+
+
+def settled(step: Any) -> Any:
+    """The same with its arrays as they are after a journey, contiguous, and at addresses that BLAS takes.
+
+    NumPy multiplies others by itself, or copies them to another order first, and the bits would depend on who ran it.
+    """
+    if isinstance(step, np.ndarray):
+        return step if step.flags.aligned and step.flags.forc else step.copy("A")
+    if not is_dataclass(step) or isinstance(step, type):
+        return step
+    held = {one.name: getattr(step, one.name) for one in fields(step) if one.init}
+    changed = {name: new for name, old in held.items() if (new := settled(old)) is not old}
+    return replace(step, **changed) if changed else step
