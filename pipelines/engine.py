@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -112,10 +112,9 @@ def do_span(
     tell = _teller(run)
 
     def walked() -> tuple[Any, Tally]:
-        with _alone if getattr(step, "alone", False) else nullcontext():
-            return walk(settled(step), system, span, lambda rows: tell(span.number, rows))
+        return walk(settled(step), system, span, lambda rows: tell(span.number, rows))
 
-    with room.alone(frugal):
+    with room.alone(frugal or getattr(step, "alone", False)):
         if kept is None:
             return walked()
         made = kept.load(system, span)
@@ -190,8 +189,6 @@ def graph_of(arrays: Sequence[Any]) -> Graph:
 
 _tellers: dict[str, Tell] = {}
 """Runs of this process, for tasks that run in its threads."""
-_alone = threading.Lock()
-"""Held by the task of this process whose state is too large for there to be two."""
 
 
 def _teller(run: str) -> Tell:
