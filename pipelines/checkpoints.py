@@ -27,6 +27,7 @@ from pipelines.addresses import Address
 from pipelines.errors import InputChanged
 from pipelines.matrix import NAMES, InMemory, Span, Stored, System, Tally
 from pipelines.passes.output import Target
+from pipelines.synthetic import Synthetic, SyntheticRhs
 
 FORM = b"tallgrass-checkpoint-2\n"
 DIGEST_BYTES = 32
@@ -34,6 +35,8 @@ ALIGNED = 64
 DECIDE_BITS = ("numpy", "scipy", "zarr", "numcodecs")
 SOURCES = tuple(zip(("A", "b", "weights"), NAMES, strict=True))
 """The fields of a System that rows come from, and what people call them."""
+FOUND_AGAIN = Stored | InMemory | Synthetic | SyntheticRhs
+"""Sources that are what they were: stored ones are looked at, and the others are part of a checkpoint's name."""
 Made = tuple[Any, Tally]
 
 
@@ -116,7 +119,7 @@ class Place:
 def checkpoints(place: Place | None, run: str, step: Any, system: System) -> Checkpoints | None:
     """Those of a pass over a system; None without a place, and for dask arrays, which may be anything each time."""
     sources = [getattr(system, name) for name, _ in SOURCES]
-    if place is None or not all(source is None or isinstance(source, Stored | InMemory) for source in sources):
+    if place is None or not all(source is None or isinstance(source, FOUND_AGAIN) for source in sources):
         return None
     digest = hashlib.blake2b(digest_size=16)
     for part in told([_environment(), step, system]):

@@ -13,8 +13,10 @@ from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import Apply, ArraySource, Job, LeastSquares, PCATransform
 from pipelines.jobs.apply import OF_M_ROWS
 from pipelines.jobs.base import address_of, as_source
-from pipelines.layout import Layout, Shape
+from pipelines.jobs.synthetic import FromSeed, RhsFromSeed, SyntheticMatrix
+from pipelines.layout import BLOCK_BYTES, Layout, Shape
 from pipelines.matrix import InMemory, Source, Span, Stored
+from pipelines.synthetic import Synthetic, SyntheticRhs
 
 PART_BYTES = 64 * 2**20
 """Blocks of a dask array that are smaller are put together up to this size: one task each is too many."""
@@ -77,6 +79,11 @@ class Inputs:
         """All that the job reads."""
         return [source for source in (self.A, self.b, self.weights) if source is not None]
 
+    @property
+    def synthetic(self) -> bool:
+        """True when the rows of A are made, and not read."""
+        return isinstance(self.A, Synthetic)
+
     def cut(self, layout: Layout) -> "Inputs":
         """The same with the blocks of dask arrays beside A made to fit the spans of its rows."""
         if layout.shape.wide:
@@ -97,6 +104,11 @@ def open_inputs(job: Job, run: str) -> Inputs:
     A = _open(job, "matrix", run, infos, most=2)
     m, n = A.shape
     wide = m < n and not isinstance(job, PCATransform)  # which takes rows as they are, however long
+    if m < n and not wide and isinstance(A, Synthetic):
+        raise PlanRefused(
+            f"A synthetic matrix of {m:,} rows and {n:,} columns is made column by column, and `kind: pca_transform` "
+            "takes it row by row. Give at least as many rows as columns."
+        )
     b, weights = _sides(job, run, infos, m) if isinstance(job, LeastSquares) else (None, None)
     if isinstance(job, Apply) and job.rhs is not None:
         b = _applied_to(job, run, infos, (m, n))
@@ -148,6 +160,10 @@ def _applied_to(job: Apply, run: str, infos: dict[str, storage.ArrayInfo], shape
 
 def _open(job: Job, name: str, run: str, infos: dict[str, storage.ArrayInfo], most: int) -> Source:
     source, fill = as_source(getattr(job, name)), job.missing_chunks == "fill"
+    if isinstance(source, FromSeed):
+        return _made(source.synthetic)
+    if isinstance(source, RhsFromSeed):
+        return _made_beside(job, source)
     if not isinstance(source, ArraySource):
         return _in_python(source, name, most)
     info = infos[name] = storage.describe(address_of(source, job))
@@ -162,6 +178,22 @@ def _open(job: Job, name: str, run: str, infos: dict[str, storage.ArrayInfo], mo
         raise BadData(f"Column {outside[0]} of the {name} at {info.url} is asked for, but it has {width:,} columns "
                       f"(0 to {width - 1:,}). Correct `{name}.columns`.")  # fmt: skip
     return Stored(info, rows, tuple(source.columns), True, fill, run, content=content)
+
+
+def _made(asked: SyntheticMatrix) -> Synthetic:
+    """The matrix of a seed; its transpose is what is made where that is the tall one."""
+    small, large = sorted([asked.rows, asked.columns])
+    return Synthetic(large, small, asked.condition, asked.seed, np.dtype(asked.dtype), asked.rows < asked.columns)
+
+
+def _made_beside(job: Job, rhs: RhsFromSeed) -> SyntheticRhs:
+    matrix = job.matrix
+    if not isinstance(matrix, FromSeed):  # of an operator, which a job file only names
+        raise BadData(
+            "The rhs is synthetic, A·1 + noise of a synthetic matrix, and the operator was made from a matrix that is "
+            "not. Give b itself."
+        )
+    return SyntheticRhs(_made(matrix.synthetic), rhs.synthetic.noise)
 
 
 def _window(rows: tuple[int, int] | None, height: int, name: str) -> tuple[int, int]:
@@ -213,6 +245,8 @@ def _shape(A: Source, k: int, dtype: np.dtype[Any], *, wide: bool) -> Shape:
         chunk = (chunks[1], chunks[0]) if wide else chunks
         unit = shards[1] if wide else shards[0]
         partial = A.info.partial
+    if isinstance(A, Synthetic):  # as if it were stored as the README says that it reads fastest
+        chunk = (min(chunk[0], max(1, BLOCK_BYTES // max(1, columns * A.dtype.itemsize))), columns)
     return Shape(rows, columns, k, wide, A.dtype.itemsize, dtype, chunk, max(1, unit), partial)
 
 
@@ -230,6 +264,8 @@ def _transposed(A: Source) -> Source:
         return replace(A, transposed=True)
     if isinstance(A, InMemory):
         return InMemory(A.array.conj().T)
+    if isinstance(A, Synthetic):
+        return A.transposed
     assert isinstance(A, DaskRows)
     return DaskRows(A.array.conj().T)
 
@@ -250,6 +286,8 @@ def _given_spans(A: Source) -> tuple[Span, ...]:
 
 
 def _is_vector(rhs: Any, infos: dict[str, storage.ArrayInfo]) -> bool:
+    if isinstance(rhs, RhsFromSeed):
+        return True
     return len(infos["rhs"].shape if "rhs" in infos else rhs.shape) == 1
 
 

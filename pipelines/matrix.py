@@ -1,7 +1,7 @@
 """A matrix seen as slabs of rows: wide ones transposed, weighted, up-cast, their rows with NaN found or left out.
 
 A System is the augmented matrix [A b] of a least-squares problem with its weights.  What a pass sees is a Slab:
-a few rows of it.  Where the rows come from (a store, an array in memory, a block of a dask array) ends here.
+a few rows of it.  Where the rows come from (a store, an array in memory, a block of a dask array, a seed) ends here.
 """
 
 import threading
@@ -16,6 +16,7 @@ from pipelines import storage
 from pipelines.centring import Centring, RowCentring
 from pipelines.errors import BadData
 from pipelines.read_ahead import ahead, one_by_one
+from pipelines.synthetic import Synthetic
 
 COPY_BYTES, FEW_ROWS = 32 * 1024, 8
 """Bytes that are copied at a time from rows to columns: three times as fast as all at once; and rows at the least."""
@@ -374,7 +375,8 @@ _buffers = threading.local()
 
 def _two_buffers(source: Source, rows: int) -> list[np.ndarray | None]:
     """Memory for two blocks, kept by the thread: fresh memory would cost a page fault per 4 KiB."""
-    if not isinstance(source, Stored) or source.transposed or source.picked:
+    fills = not (source.transposed or source.picked) if isinstance(source, Stored) else isinstance(source, Synthetic)
+    if not fills:
         return [None, None]
     shape, dtype = (rows, source.shape[1]), source.dtype
     if getattr(_buffers, "key", None) != (shape, dtype):

@@ -63,11 +63,12 @@ class PassPlan:
 
     name: str
     bytes: int
+    """That are read, or made from a seed."""
     flops: float
     tasks: int
     seconds: float
     limit: str
-    """reading or arithmetic: what the time goes to."""
+    """reading, making rows, or arithmetic: what the time goes to."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class Plan:
     warnings: tuple[str, ...]
     key: str
     """A hash of the job and the cut: equal plans give equal bits."""
+    synthetic: bool = False
+    """True when the rows of A are made from a seed, and nothing of it is read."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -158,7 +161,7 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
     m, n = (shape.columns, shape.rows) if shape.wide else (shape.rows, shape.columns)
     kind = kind_of(job)
     info, keeps = inputs.infos.get("matrix"), job.output is not None and job.checkpoints
-    reads = 1 if info is None or job.fingerprint == "stat" else 3 if keeps else 2
+    reads = 0 if inputs.synthetic else 1 if info is None or job.fingerprint == "stat" else 3 if keeps else 2
     passes = tuple(_pass(step, layout, resources, rates, reads) for step in kind.steps(job, layout))
     if layout.sample and not layout.given:
         passes = (_sample(layout, resources, rates, reads), *passes)
@@ -188,6 +191,7 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
         rates=rates.source,
         warnings=tuple(_warnings(job, inputs, layout)),
         key=_key(job, layout),
+        synthetic=inputs.synthetic,
     )
     _refuse(job, inputs, layout, plan, resources.tightest)
     return plan
@@ -195,20 +199,22 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
 
 def _pass(step: Step, layout: Layout, resources: Resources, rates: Rates, reads: int) -> PassPlan:
     shape, spans, flops = layout.shape, layout.span_count, step.flops
-    size = shape.rows * shape.row_bytes * (layout.amplification + reads - 1)
+    size = shape.rows * shape.row_bytes * (layout.amplification + max(reads, 1) - 1)
     fan_in = layout.fan_in if step.factors else 8
     merges = sum(tree_levels(spans, fan_in))
     part = OF_GEMM if step.products else OF_GEMM_OTHERWISE
     speed = rates.factor_flops_per_second(layout.p) if step.factors else part * rates.gemm_flops_per_second()
     cores = max(1, min(resources.workers * resources.threads, spans))
     rounds = -(-spans // cores) / max(spans, 1)
-    reading, arithmetic = (size + step.writes) / rates.read_bytes_per_second() * rounds, flops / speed * rounds
+    making = 0.0 if reads else shape.rows * shape.columns / rates.made_numbers_per_second()
+    moved = size + step.writes if reads else step.writes
+    rows = (making + moved / rates.read_bytes_per_second()) * rounds
+    arithmetic = flops / speed * rounds
     merging = 2 / 3 * layout.p**3 / rates.merge_flops_per_second() if step.factors and not layout.sample else 0.0
     tree = tree_depth(spans, fan_in) * (fan_in - 1) * merging
-    seconds = reading + arithmetic + tree + (spans + merges) * rates.task_seconds
-    return PassPlan(
-        step.name, size, flops, spans + merges, seconds, "reading" if reading > arithmetic else "arithmetic"
-    )
+    seconds = rows + arithmetic + tree + (spans + merges) * rates.task_seconds
+    slow = "reading" if reads else "making rows"
+    return PassPlan(step.name, size, flops, spans + merges, seconds, slow if rows > arithmetic else "arithmetic")
 
 
 def _sample(layout: Layout, resources: Resources, rates: Rates, reads: int) -> PassPlan:

@@ -28,6 +28,8 @@ class Rates:
     """Seconds that Dask spends on one task."""
     source: str
     """Where the numbers are from: "nominal", or "calibrated on HOST, DATE"."""
+    made_gigabytes: float = 0.8
+    """GB/s of float64 entries of a synthetic matrix, b beside them; files of before it could be measured lack it."""
 
     def factor_flops_per_second(self, columns: int) -> float:
         """The rate of the sweep at this many columns, between the measured ones on logarithmic axes."""
@@ -50,11 +52,15 @@ class Rates:
         """Decoded bytes per second."""
         return self.read_gigabytes * 1e9
 
+    def made_numbers_per_second(self) -> float:
+        """Entries of a synthetic matrix per second."""
+        return self.made_gigabytes * 1e9 / 8
+
 
 NOMINAL = Rates(
     # Medians of one core of a server processor of 2023 (AVX-512, 2 MB of second-level cache), measured on a
     # quiet machine: OpenBLAS dgemm; the sweep over slabs of 0.5 to 4 MB; merge of 512 columns; Zarr 3.4 from
-    # the page cache, with huge pages; Dask 2026 with one thread per worker.
+    # the page cache, with huge pages; Dask 2026 with one thread per worker; rows of 16 columns from a seed.
     gemm_gflops=50.0,
     factor_gflops=((16, 8.0), (64, 23.0), (256, 37.0), (1024, 38.0)),
     merge_gflops=15.0,
@@ -94,7 +100,9 @@ def save_rates(rates: Rates, path: Path | None = None) -> Path:
 
 def _from_dict(fields: dict[str, Any]) -> Rates:
     points = tuple((int(n), float(rate)) for n, rate in fields["factor_gflops"])
-    numbers = {name: float(fields[name]) for name in ("gemm_gflops", "merge_gflops", "read_gigabytes", "task_seconds")}
+    single = ("gemm_gflops", "merge_gflops", "read_gigabytes", "task_seconds")
+    numbers = {name: float(fields[name]) for name in single}
+    numbers["made_gigabytes"] = float(fields.get("made_gigabytes", NOMINAL.made_gigabytes))
     rates = Rates(factor_gflops=points, source=str(fields["source"]), **numbers)
     positive = all(0 < number < math.inf for number in (*numbers.values(), *(rate for _, rate in points)))
     if not positive or len(points) < 2 or [n for n, _ in points] != sorted({max(n, 1) for n, _ in points}):
@@ -116,6 +124,7 @@ def measure_rates() -> Rates:
             factor_gflops=tuple((n, _factor(n)) for n, _ in NOMINAL.factor_gflops),
             merge_gflops=_merge(512),
             read_gigabytes=_read(),
+            made_gigabytes=_make(),
             task_seconds=NOMINAL.task_seconds,  # nearly the same everywhere, and it takes a cluster to measure
             source=f"calibrated on {platform.node()}, {time.strftime('%Y-%m-%d')}",
         )
@@ -178,6 +187,18 @@ def _no_tail(n: int) -> tuple[Any, Any]:
     import numpy as np
 
     return np.zeros((n, 0), order="F"), np.zeros(0)
+
+
+def _make() -> float:
+    """Rows of 16 entries made from a seed, with their b, in blocks as a span makes them."""
+    import numpy as np
+
+    from pipelines.synthetic import Synthetic, SyntheticRhs
+
+    rows, columns = 2**14, 16
+    A = Synthetic(2**40, columns, 1e3, 0, np.dtype(float))
+    b = SyntheticRhs(A, 0.1)
+    return _per_second(rows * columns * 8, lambda: (b.read(0, rows), A.read(0, rows)))
 
 
 def _read() -> float:

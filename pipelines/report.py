@@ -29,7 +29,7 @@ def _headline(plan: Mapping[str, Any]) -> str:
     if m is None:
         return what
     right_hand_sides = counted(k, "right-hand side") if k is not None else ""
-    matrix = f"A is {m:,} × {n:,}"
+    matrix = f"A is {m:,} × {n:,}" + (" synthetic" if plan.get("synthetic") else "")
     return f"{what}: " + ", ".join(
         filter(None, [f"{matrix} {plan.get('dtype', '')}".strip(), plan.get("orientation"), right_hand_sides])
     )
@@ -60,7 +60,7 @@ def _pass_rows(plan: Mapping[str, Any]) -> list[list[str]]:
     if not passes:
         return []
     rows = [[str(one.get("name", "")), *_costs(one), str(one.get("limit", ""))] for one in passes]
-    header = ["pass", "reads", "flops", "tasks", "time", "limited by"]
+    header = ["pass", "makes" if plan.get("synthetic") else "reads", "flops", "tasks", "time", "limited by"]
     return [header, *rows, ["total", *_costs(plan), ""]]
 
 

@@ -14,6 +14,7 @@ from pipelines.jobs.pca import RequirePCA
 from pipelines.jobs.pseudoinverse import RequirePseudoinverse
 from pipelines.jobs.qr import RequireQR
 from pipelines.jobs.svd import Relative, RequireSVD
+from pipelines.jobs.synthetic import FromSeed, RhsFromSeed, SyntheticMatrix, SyntheticNoise
 from pipelines.load import job_schema, kinds_of, load_job
 from pipelines.methods.options import Tsqr
 
@@ -50,7 +51,7 @@ MODELS = [LeastSquares, QR, SVD, PCA, Pseudoinverse, Relative]
 MODELS += [Require, RequireQR, RequireSVD, RequirePCA, RequirePseudoinverse]
 
 
-@pytest.mark.parametrize("model", [*MODELS, ArraySource, Tsqr])
+@pytest.mark.parametrize("model", [*MODELS, ArraySource, Tsqr, FromSeed, RhsFromSeed, SyntheticMatrix, SyntheticNoise])
 def test_every_field_is_documented(model):
     assert [name for name, field in model.model_fields.items() if not field.description] == []
 
@@ -161,6 +162,7 @@ def test_the_schema_asks_for_what_a_file_must_say_and_hides_what_only_python_can
             continue
         assert [set(choice) & {"type", "$ref"} for choice in schema["properties"]["matrix"]["oneOf"]] == [
             {"type"},
+            {"$ref"},
             {"$ref"},
         ]
         assert all(field["description"] for name, field in schema["properties"].items())

@@ -87,6 +87,16 @@ def test_submit_prints_the_id_alone_and_wait_ends_as_the_job_does(served, truth)
     )
 
 
+def test_a_rehearsal_reads_nothing_and_runs(served):
+    (served.folder / "rehearsal.yaml").write_text((ROOT / "configs" / "jobs" / "rehearsal.yaml").read_text())
+    small = ["--set", "matrix.synthetic.rows=30000", "--set", "output=rehearsal.zarr"]
+    done = served.tallgrass("submit", "rehearsal.yaml", "--wait", *small)
+    assert done.returncode == 0, done.stderr
+    with Client(served.url) as client:
+        x = client.result(done.stdout.strip()).x
+    assert 0 < np.abs(x - 1).max() < 3
+
+
 def test_follow_shows_the_log_and_exits_as_run_would(served):
     done = served.tallgrass("submit", "job.yaml", "--follow", "--set", "output=followed.zarr")
     assert done.returncode == 0

@@ -13,7 +13,15 @@ from pydantic import (
 )
 
 from pipelines.fields import Model, Seconds, Url, needed, path_as_text, place_without_secrets
-from pipelines.jobs.base import ArrayInput, Compressor, NumberType, check_storage_options, must_be_apart
+from pipelines.jobs.base import (
+    Compressor,
+    MatrixInput,
+    NumberType,
+    RhsInput,
+    check_storage_options,
+    must_be_apart,
+)
+from pipelines.jobs.synthetic import must_be_beside
 from pipelines.stores import StorageOptions
 
 Computed = Literal[
@@ -76,9 +84,9 @@ class Apply(Model):
     compute: tuple[Computed, ...] = Field(min_length=1)
     """Any of pinv (A⁺B), pinv_adjoint (A⁺ᵀB), project_range (AA⁺B), project_left_null (B - AA⁺B), project_row_space
     (A⁺AB), project_null (B - A⁺AB), leverage (the diagonal of AA⁺); of a Q: Q (QB), Q_adjoint (QᵀB)."""
-    rhs: ArrayInput | None = Field(None, validate_default=True)
+    rhs: RhsInput | None = Field(None, validate_default=True)
     """B, shape (m,) or (m, k), or (n,) or (n, k), as what is computed needs; none for leverage."""
-    matrix: ArrayInput | None = None
+    matrix: MatrixInput | None = None
     """A, where it lies now; left out, it is where it was factored."""
     output: Url | None = None
     """Path or URL of the result, a Zarr group with an array for each of `compute`; it appears whole or not at all."""
@@ -127,6 +135,13 @@ class Apply(Model):
         if rhs is None and any(one != "leverage" for one in compute):
             raise needed(f"B, which {next(one for one in compute if one != 'leverage')} is applied to")
         return rhs
+
+    @field_validator("matrix")
+    @classmethod
+    def _rhs_is_of_the_matrix(cls, matrix: Any, info: ValidationInfo) -> Any:
+        if matrix is not None:
+            must_be_beside(info.data.get("rhs"), matrix)
+        return matrix
 
     @field_validator("output")
     @classmethod

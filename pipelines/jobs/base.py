@@ -10,6 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from pipelines.addresses import Address
 from pipelines.fields import NOT_BOOL, Model, Seconds, Url, needed
+from pipelines.jobs.synthetic import FromSeed, RhsFromSeed
 from pipelines.methods.options import MethodChoice
 from pipelines.stores import StorageOptions, check_options
 
@@ -52,9 +53,11 @@ class ArraySource(Model):
 
 
 def _spelling(value: Any) -> str | None:
-    """How an array is given: by its url, by a source, or as an array of Python."""
+    """How an array is given: by its url, by a source, by a seed, or as an array of Python."""
     if isinstance(value, str | os.PathLike):
         return "url"
+    if isinstance(value, FromSeed | RhsFromSeed) or (isinstance(value, Mapping) and "synthetic" in value):
+        return "synthetic"
     if isinstance(value, Mapping | ArraySource):
         return "source"
     return "array" if hasattr(value, "shape") and hasattr(value, "dtype") else None
@@ -70,21 +73,40 @@ def _described(array: Any) -> dict[str, Any]:
     }
 
 
+InPython = SkipJsonSchema[Annotated[Any, Tag("array"), PlainSerializer(_described, when_used="json")]]
+SOURCE = "a path or URL, or {url: ..., rows: [start, stop], columns: [...]}"
+
 ArrayInput = Annotated[
+    Annotated[Url, Tag("url")] | Annotated[ArraySource, Tag("source")] | InPython,
+    Discriminator(_spelling, custom_error_type="needed", custom_error_message=SOURCE),
+]
+"""An array: a path or URL, a source, or (in Python only) anything with a shape and a dtype."""
+MatrixInput = Annotated[
     Annotated[Url, Tag("url")]
     | Annotated[ArraySource, Tag("source")]
-    | SkipJsonSchema[Annotated[Any, Tag("array"), PlainSerializer(_described, when_used="json")]],
+    | Annotated[FromSeed, Tag("synthetic")]
+    | InPython,
     Discriminator(
         _spelling,
         custom_error_type="needed",
-        custom_error_message="a path or URL, or {url: ..., rows: [start, stop], columns: [...]}",
+        custom_error_message=f"{SOURCE}, or {{synthetic: {{rows: ..., columns: ...}}}}",
     ),
 ]
-"""An array: a path or URL, a source, or (in Python only) anything with a shape and a dtype."""
+"""The same, or a matrix that is made from a seed."""
+RhsInput = Annotated[
+    Annotated[Url, Tag("url")]
+    | Annotated[ArraySource, Tag("source")]
+    | Annotated[RhsFromSeed, Tag("synthetic")]
+    | InPython,
+    Discriminator(
+        _spelling, custom_error_type="needed", custom_error_message=f"{SOURCE}, or {{synthetic: {{noise: ...}}}}"
+    ),
+]
+"""The same, or that of a matrix that is made from a seed."""
 
 
 def as_source(array: Any) -> Any:
-    """The ArraySource of a stored array; an array of Python as it is."""
+    """The ArraySource of a stored array; what is made from a seed, and an array of Python, as it is."""
     return ArraySource(url=array) if isinstance(array, str) else array
 
 
@@ -107,7 +129,7 @@ class MatrixJob(Model):
 
     kind: str
     """The kind of job."""
-    matrix: ArrayInput
+    matrix: MatrixInput
     """A, shape (m, n): tall, square or wide, of any number type."""
     output: Url | None = None
     """Path or URL of the result, a Zarr group; it appears whole or not at all."""
@@ -191,10 +213,12 @@ __all__ = [
     "ArraySource",
     "Bound",
     "Compressor",
+    "MatrixInput",
     "MatrixJob",
     "Model",
     "NumberType",
     "RequireFactors",
+    "RhsInput",
     "Rtol",
     "address_of",
     "as_source",

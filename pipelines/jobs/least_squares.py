@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.fields import NOT_BOOL, Model, Seconds, Url, needed
-from pipelines.jobs.base import ArrayInput, Bound, NumberType, Rtol, check_storage_options, must_be_apart
+from pipelines.jobs.base import (
+    ArrayInput,
+    Bound,
+    MatrixInput,
+    NumberType,
+    RhsInput,
+    Rtol,
+    check_storage_options,
+    must_be_apart,
+)
+from pipelines.jobs.synthetic import must_be_beside
 from pipelines.methods.options import PlainGram, SolvingChoice
 from pipelines.stores import StorageOptions
 
@@ -30,9 +40,9 @@ class LeastSquares(Model):
 
     kind: Literal["least_squares"] = "least_squares"
     """The kind of job."""
-    matrix: ArrayInput
+    matrix: MatrixInput
     """A, shape (m, n): tall, square or wide, of any number type."""
-    rhs: ArrayInput
+    rhs: RhsInput
     """b, shape (m,) or (m, k): one right-hand side, or k of them."""
     output: Url | None = None
     """Path or URL of the result, a Zarr group; it appears whole or not at all."""
@@ -66,6 +76,13 @@ class LeastSquares(Model):
     """Keep what each span has made beside the output, so that a run that is interrupted goes on from there."""
     storage_options: StorageOptions = Field({})
     """Options of the stores of this job's URLs, such as {region: eu-central-1}; secrets as ${NAME} only."""
+
+    @field_validator("rhs")
+    @classmethod
+    def _rhs_is_of_the_matrix(cls, rhs: Any, info: ValidationInfo) -> Any:
+        if "matrix" in info.data:
+            must_be_beside(rhs, info.data["matrix"])
+        return rhs
 
     @field_validator("output")
     @classmethod

@@ -1,5 +1,6 @@
 """Products with an operator: QᴴB in one read of A and B, what is made of it in another, and nothing factored."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from pipelines.inputs import Inputs
 from pipelines.jobs import Apply, ArraySource
 from pipelines.jobs.apply import OF_M_ROWS
 from pipelines.jobs.base import address_of, as_source, must_be_apart
+from pipelines.jobs.synthetic import FromSeed
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
 from pipelines.kinds.factors import target_of
 from pipelines.layout import Layout, Shape, lay_out
@@ -95,6 +97,8 @@ def resolved(job: Apply) -> Apply:
 def _same_columns(held: Operator, matrix: Any) -> None:
     """Raises BadData where other columns, or others first, are given than those that were factored."""
     then, now = held.summary["job"]["matrix"], as_source(matrix)
+    if isinstance(now, FromSeed) and not isinstance(then, str) and "synthetic" in then:
+        _same_seed(held, then["synthetic"], now.model_dump(mode="json")["synthetic"])
     stored = isinstance(then, str) or "url" in then
     if not stored or not isinstance(now, ArraySource):
         return
@@ -109,8 +113,21 @@ def _same_columns(held: Operator, matrix: Any) -> None:
         )
 
 
+def _same_seed(held: Operator, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises BadData for a synthetic matrix that is not the one that was factored: no chunk of it could tell."""
+    other = [name for name in now if now[name] != then.get(name)]
+    if other:
+        what = ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in other)
+        raise BadData(
+            f"The operator {held.where} was made from a synthetic matrix of {what}. Give the same, or leave `matrix` "
+            "out."
+        )
+
+
 def _where_it_was(held: Operator, job: Apply) -> Any:
     then = held.summary["job"]["matrix"]
+    if isinstance(then, Mapping) and "synthetic" in then:
+        return FromSeed.model_validate(then)
     url = then if isinstance(then, str) else then.get("url")
     if url is not None:
         check_allowed(url)
