@@ -1,4 +1,4 @@
-"""The command: python -m benchmarks [speed|variants|factors|memory|overheads|service|chaos|all|tables]."""
+"""The command: python -m benchmarks [speed|variants|factors|memory|overheads|service|chaos|scaling|all|tables]."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,20 @@ from types import ModuleType
 
 import click
 
-from benchmarks import chaos, factors, machine, memory, overheads, records, service, speed, tables, variants
+from benchmarks import (
+    chaos,
+    factors,
+    machine,
+    memory,
+    overheads,
+    records,
+    scaling,
+    scaling_report,
+    service,
+    speed,
+    tables,
+    variants,
+)
 from benchmarks.settings import ROOT, Settings, say
 
 BENCHMARKS: dict[str, ModuleType] = {
@@ -17,7 +30,9 @@ BENCHMARKS: dict[str, ModuleType] = {
     "overheads": overheads,
     "service": service,
     "chaos": chaos,
+    "scaling": scaling,
 }
+PLOTS = {"memory": memory.plot, "scaling": scaling_report.plot}
 QUICK = 1 / 50
 BUSY = 0.5
 """Load average above which the numbers are not worth much."""
@@ -57,8 +72,8 @@ def _measure(name: str, settings: Settings, kept: Path) -> None:
     record |= BENCHMARKS[name].measure(settings)
     record["minutes"] = round((time.monotonic() - began) / 60, 2)
     path = records.save(name, record, kept)
-    if name == "memory":
-        memory.plot(record, path.with_suffix(".svg"))
+    if name in PLOTS:
+        PLOTS[name](record, path.with_suffix(".svg"))
     say(f"\n{tables.table_of(name, record)}\n{path}, {record['minutes']} minutes\n")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import records
+from benchmarks import records, scaling_report
 
 Record = dict[str, Any]
 
@@ -188,6 +188,11 @@ def _chaos_row(fault: str, runs: list[Record]) -> list[str]:
     ]  # fmt: skip
 
 
+def _scaling(record: Record) -> str:
+    parts = scaling_report.tables(record)
+    return "\n\n".join(f"{title}:\n\n{_table(head, rows)}" for title, head, rows in parts)
+
+
 def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
 
@@ -204,5 +209,6 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "overheads": _overheads,
     "service": _service,
     "chaos": _chaos,
+    "scaling": _scaling,
 }
 """How the record of each name becomes a table."""

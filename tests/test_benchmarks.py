@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="the benchmarks draw: pip install 'tallgrass[bench]'")
 pytest.importorskip("benchmarks.records", reason="the benchmarks are no part of the wheel")
 
-from benchmarks import factors, machine, memory, overheads, records, speed, tables, variants
+from benchmarks import factors, machine, memory, overheads, records, scaling, scaling_report, speed, tables, variants
 from benchmarks.settings import ROOT, Settings
 
 RECORD = {
@@ -26,16 +26,19 @@ def settings(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("benchmark", [speed, variants, factors, memory, overheads], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "benchmark", [speed, variants, factors, memory, overheads, scaling], ids=lambda module: module.__name__
+)
 def test_a_benchmark_measures_leaves_no_data_behind_and_becomes_a_table(benchmark, settings, tmp_path):
     name = benchmark.__name__.removeprefix("benchmarks.")
     record = {"machine": machine.describe()} | benchmark.measure(settings)
     records.save(name, record, tmp_path)
     assert list(settings.folder.iterdir()) == []
     assert re.search(r"^\| .*\d \|$", tables.table_of(name, records.load(name, tmp_path)), re.MULTILINE)
-    if benchmark is memory:
-        memory.plot(record, tmp_path / "memory.svg")
-        assert "<svg" in (tmp_path / "memory.svg").read_text()
+    for drawn, plot in ((memory, memory.plot), (scaling, scaling_report.plot)):
+        if benchmark is drawn:
+            plot(record, tmp_path / "plot.svg")
+            assert "<svg" in (tmp_path / "plot.svg").read_text()
 
 
 def test_tables_go_between_their_markers_and_nowhere_else(tmp_path):
