@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import psutil
@@ -39,8 +39,8 @@ SLEEPING = (
     {"rows": 10**11, "workers": 100, "seconds": 1.0},
 )
 """What a real scheduler is given: the graphs of these rows, whose spans sleep; real ones take longer."""
-DOING_NOTHING = {"rows": 4 * 10**10, "workers": 10, "seconds": 0.0}
-"""What Dask's own costs are taken from."""
+DOING_NOTHING = {"rows": 4 * 10**10}
+"""What Dask's own costs are taken from: the graph of these rows, whose spans do nothing."""
 FORESEEN, WORKERS = (10**9, 10**10, 10**11), (1, 10, 100, 1000)
 SHORTER = 0.2
 """Seconds of a shorter span: the method's `span_seconds`."""
@@ -57,17 +57,21 @@ def measure(settings: Settings) -> dict[str, Any]:
         sources = {"synthetic": sleepers.synthetic_job, "stored": partial(_stored_job, data)}
         sources = {name: partial(make, columns=COLUMNS) for name, make in sources.items()}
         runs = {name: _runs(make, sizes, clients, settings.rounds) for name, make in sources.items()}
-        nothing = SLEEPING[0] if settings.quick else DOING_NOTHING
+        nothing = {"rows": SLEEPING[0]["rows"]} if settings.quick else DOING_NOTHING
         dask = {count: _dask_costs(client, nothing["rows"]) for count, client in clients.items()}
         real = [case for name, found in runs.items() for case in _foretold(name, sources[name], found, sizes, dask)]
     cases = [case | {"columns": COLUMNS} for case in ([SLEEPING[0]] if settings.quick else SLEEPING)]
-    asleep = _dask_costs_of(sleepers.measured(nothing | {"columns": COLUMNS, "seconds": 0.0}))
-    scheduler = [_foretold_asleep(sleepers.measured(case), asleep) for case in cases]
+    asleep = {
+        workers: _dask_costs_of(sleepers.measured(nothing | {"columns": COLUMNS, "workers": workers, "seconds": 0.0}))
+        for workers in sorted({case["workers"] for case in cases})
+    }
+    scheduler = [_foretold_asleep(sleepers.measured(case), asleep[case["workers"]]) for case in cases]
     costs = runs["synthetic"]["costs"][counts[-1]]
     return {
         "columns": COLUMNS, "cores": counts[-1], "calibrated_on": sizes[0], "shorter": SHORTER,
         "costs": {name: found["costs"] for name, found in runs.items()},
-        "dask": {count: vars(cost) for count, cost in dask.items()}, "dask_asleep": vars(asleep),
+        "dask": {count: vars(cost) for count, cost in dask.items()},
+        "dask_asleep": {count: vars(cost) for count, cost in asleep.items()},
         "real": real, "scheduler": scheduler, "foreseen": list(_foreseen(costs, dask[counts[-1]])),
     }  # fmt: skip
 
@@ -125,7 +129,7 @@ def _timed(job: Any, client: Client) -> Timed:
 
 
 def _watched(job: Any, client: Client) -> tuple[Timed, dict[str, float]]:
-    """Seconds of a span's row and of a merge's child, in each pass: medians over the tasks of a run."""
+    """Seconds of a span's row and of a merge's child, in each pass: means over the tasks of a run, which add up."""
     spans = sleepers.graph_of(job)[2].spans
     began = time.time()
     timed = _timed(job, client)
@@ -143,7 +147,7 @@ def _watched(job: Any, client: Client) -> tuple[Timed, dict[str, float]]:
         else:
             children = min(8, len(spans))
             costs.setdefault(name, []).append(seconds[0] / children)
-    found = {name: median(each) for name, each in costs.items()}
+    found = {name: fmean(each) for name, each in costs.items()}
     return timed, {name: found.get(name, 0.0) for one in PASSES for name in (one, f"{one}-merge")}
 
 

@@ -4,8 +4,7 @@ What is carried is the graph that pipelines.engine builds; what it takes is meas
 merge, and what Dask needs for each task.  Scheduler and workers are modelled as Dask 2026 has them with the settings of
 workers.clusters: the scheduler is one server that handles one message after another; spans wait there in the order of
 dask.order, and each worker has two in hand, one of which runs; a merge goes to a worker that has most of its children,
-before further spans, once the others' states have come over.  Fewer spans than twice the threads are not held back but
-sent to whoever has their input, and idle workers steal from there, a tenth of a second later and one after the other.
+before further spans, once the others' states have come over.
 
 Nothing is random, so the same costs give the same seconds.  Not modelled: the network's and a shared store's limits,
 workers that differ, and failures.
@@ -20,6 +19,7 @@ from typing import Any
 
 from dask.core import get_dependencies
 from dask.order import order
+from dask.task_spec import Task
 
 from pipelines.engine import do_span, merge_states, start_only
 from pipelines.meter import Graph
@@ -27,8 +27,6 @@ from workers.clusters.local import SETTINGS
 
 IN_HAND = ceil(SETTINGS["distributed.scheduler.worker-saturation"])
 """Tasks that a worker of one thread has at a time while more wait at the scheduler."""
-STEAL_SECONDS = 0.1
-"""Dask's interval between two looks for work that idle workers could take over."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,8 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A node of the graph."""
+class Node:
+    """A task of the graph."""
 
     needs: tuple[Hashable, ...]
     rank: int
@@ -75,14 +73,15 @@ class Timeline:
     """Which worker ran which task."""
 
 
-def tasks_of(graph: Graph, span: Callable[[int], float], merge: Callable[[int], float]) -> dict[Hashable, Task]:
+def tasks_of(graph: Graph, span: Callable[[int], float], merge: Callable[[int], float]) -> dict[Hashable, Node]:
     """The tasks of a graph of pipelines.engine.build, with `span(rows)` and `merge(children)` seconds of work."""
     ranks = order(graph)
 
     def seconds(task: Any) -> tuple[float, bool]:
+        if isinstance(task, Task) and task.func is do_span:
+            rows = task.args[2]
+            return span(rows.stop - rows.start), True
         function = task[0] if isinstance(task, tuple) and task else None
-        if function is do_span:
-            return span(task[3].stop - task[3].start), True
         if function is merge_states:
             return merge(len(task[2])), False
         if function is start_only or not callable(function):
@@ -90,12 +89,12 @@ def tasks_of(graph: Graph, span: Callable[[int], float], merge: Callable[[int], 
         raise ValueError(f"{function} is no task of a pass")
 
     return {
-        key: Task(tuple(sorted(get_dependencies(graph, key), key=ranks.__getitem__)), ranks[key], *seconds(task))
+        key: Node(tuple(sorted(get_dependencies(graph, key), key=ranks.__getitem__)), ranks[key], *seconds(task))
         for key, task in graph.items()
     }
 
 
-def simulate(tasks: Mapping[Hashable, Task], workers: int, costs: Costs, hosts: int | None = None) -> Timeline:
+def simulate(tasks: Mapping[Hashable, Node], workers: int, costs: Costs, hosts: int | None = None) -> Timeline:
     """The tasks on so many workers of one thread each, which live in as many processes unless `hosts` says fewer.
 
     Raises:
@@ -120,7 +119,7 @@ class _Worker:
 class _Run:
     """The state of a simulation; every event is a call at a time."""
 
-    def __init__(self, tasks: Mapping[Hashable, Task], workers: int, costs: Costs, hosts: int) -> None:
+    def __init__(self, tasks: Mapping[Hashable, Node], workers: int, costs: Costs, hosts: int) -> None:
         self.tasks, self.costs = tasks, costs
         self.workers = [_Worker(number % hosts) for number in range(workers)]
         self.hosts = [0.0] * hosts
@@ -135,9 +134,6 @@ class _Run:
         self.holders: dict[Hashable, set[int]] = {}
         self.ran: dict[Hashable, int] = {}
         self.scheduler_free = self.scheduler_busy = self.busy = self.last_span = self.over = 0.0
-        spans = sum(task.queued for task in tasks.values())
-        self.held_back = spans > 2 * workers
-        self.steal_at = 0.0
 
     def run(self) -> Timeline:
         start = self.costs.submit * len(self.tasks) + self.costs.latency
@@ -165,27 +161,15 @@ class _Run:
 
     def _fill(self, now: float) -> None:
         """Spans for workers that have too few in hand, the emptiest first."""
-        most = IN_HAND if self.held_back else 1
-        if not self.held_back and self.queue and now < self.steal_at:
-            return
-        if not self.held_back and self.queue and not self.steal_at:
-            self.steal_at = now + STEAL_SECONDS
-            self._send(now, heapq.heappop(self.queue)[1], self._best(None))
-            self._at(self.steal_at, self._fill)
-            return
-        stolen = 0
-        for held in range(most):
+        for held in range(IN_HAND):
             for number, worker in enumerate(self.workers):
                 if self.queue and worker.in_hand == held:
-                    # Who has the spans lets go of one after the other, and gives each thief their input.
-                    later = 0.0 if self.held_back else 2 * self.costs.worker * stolen
-                    self._send(now + later, heapq.heappop(self.queue)[1], number)
-                    stolen += 1
+                    self._send(now, heapq.heappop(self.queue)[1], number)
 
-    def _best(self, key: Hashable | None) -> int:
+    def _best(self, key: Hashable) -> int:
         """The worker that has most of what a task needs, and of those the one with the least to do."""
         held = [0] * len(self.workers)
-        for needed in self.tasks[key].needs if key is not None else ():
+        for needed in self.tasks[key].needs:
             for number in self.holders[needed]:
                 held[number] += 1
         return min(range(len(held)), key=lambda number: (-held[number], self.workers[number].in_hand, number))

@@ -22,6 +22,7 @@ from typing import Any
 import dask
 import numpy as np
 import psutil
+from dask.task_spec import Task
 
 from benchmarks.settings import ROOT
 from pipelines.engine import build, do_span
@@ -111,8 +112,8 @@ def asleep(graph: Graph, step: Any, seconds: float) -> Graph:
     sleeper = Sleeper(step, seconds)
 
     def other(task: Any) -> Any:
-        if isinstance(task, tuple) and task[0] is do_span:
-            return (sleep_span, *task[1:])
+        if isinstance(task, Task) and task.func is do_span:
+            return Task(task.key, sleep_span, *task.args, _data_producer=task.data_producer)
         return sleeper if task is step else task
 
     return {key: other(task) for key, task in graph.items()}

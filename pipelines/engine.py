@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import dask.config
 import dask.threaded
 import numpy as np
+from dask.task_spec import Task, TaskRef
 from threadpoolctl import ThreadpoolController
 
 from pipelines import room, storage
@@ -156,8 +157,19 @@ def build(
     for span in work.spans:
         parts = [_part(getattr(work.system, source), span) for source in SOURCES]
         keys.append((f"{name}-{run}", span.number))
-        graph[keys[-1]] = (do_span, inputs, system, span, parts, run, kept, frugal)
+        graph[keys[-1]] = _span_task(keys[-1], inputs, system, (span, parts, run, kept, frugal), own=not work.extra)
     return graph, _tree(graph, keys, inputs, step.fan_in, f"{name}-merge-{run}")
+
+
+def _span_task(key: Any, inputs: str, system: str, rest: tuple[Any, ...], *, own: bool) -> Any:
+    """The task of a span; where the rows are its `own` to read, it waits at the scheduler until a worker has a thread.
+
+    Dask would send spans that are few for a cluster to the one worker that has their inputs, for others to steal.
+    With blocks of a dask array, who has the block is who should go on with it.
+    """
+    if not own:
+        return (do_span, inputs, system, *rest)
+    return Task(key, do_span, TaskRef(inputs), TaskRef(system), *rest, _data_producer=True)
 
 
 def _part(source: Any, span: Span) -> Any:

@@ -56,6 +56,15 @@ def test_saved_rates_come_back_and_nothing_else_is_left(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["rates.json"]
 
 
+def test_rates_that_were_measured_before_rows_could_be_made_are_kept(tmp_path):
+    path = save_rates(replace(NOMINAL, gemm_gflops=33.3, source="calibrated on a, 2026-01-01"), tmp_path / "rates.json")
+    fields = json.loads(path.read_text())
+    del fields["made_gigabytes"]
+    path.write_text(json.dumps(fields))
+    assert (load_rates(path).gemm_gflops, load_rates(path).made_gigabytes) == (33.3, NOMINAL.made_gigabytes)
+    assert NOMINAL.made_numbers_per_second() == pytest.approx(1e8)
+
+
 def damaged(**fields) -> str:
     return json.dumps(asdict(NOMINAL) | fields)
 
