@@ -157,19 +157,19 @@ def build(
     for span in work.spans:
         parts = [_part(getattr(work.system, source), span) for source in SOURCES]
         keys.append((f"{name}-{run}", span.number))
-        graph[keys[-1]] = _span_task(keys[-1], inputs, system, (span, parts, run, kept, frugal), own=not work.extra)
+        graph[keys[-1]] = _span_task(keys[-1], inputs, system, span, parts, run, kept, frugal)
     return graph, _tree(graph, keys, inputs, step.fan_in, f"{name}-merge-{run}")
 
 
-def _span_task(key: Any, inputs: str, system: str, rest: tuple[Any, ...], *, own: bool) -> Any:
-    """The task of a span; where the rows are its `own` to read, it waits at the scheduler until a worker has a thread.
+def _span_task(key: Any, inputs: str, system: str, span: Span, parts: list[Any], *rest: Any) -> Any:
+    """The task of a span, which waits at the scheduler until a worker has a thread for it.
 
-    Dask would send spans that are few for a cluster to the one worker that has their inputs, for others to steal.
-    With blocks of a dask array, who has the block is who should go on with it.
+    Otherwise Dask sends spans that are few for a cluster to the one worker that has their inputs, for others to steal.
+    With a block of a dask array in it, which a key stands for, a span goes to who has the block.
     """
-    if not own:
-        return (do_span, inputs, system, *rest)
-    return Task(key, do_span, TaskRef(inputs), TaskRef(system), *rest, _data_producer=True)
+    if any(isinstance(part, tuple) for part in parts):
+        return (do_span, inputs, system, span, parts, *rest)
+    return Task(key, do_span, TaskRef(inputs), TaskRef(system), span, parts, *rest, _data_producer=True)
 
 
 def _part(source: Any, span: Span) -> Any:

@@ -3,14 +3,22 @@
 import json
 from dataclasses import replace
 
+import dask
+import dask.array as da
+import numpy as np
 import pytest
+from dask.task_spec import Task
+from distributed import Client, LocalCluster
+
+from pipelines.jobs import LeastSquares
+from pipelines.layout import tree_levels
+from workers.clusters.local import SETTINGS
 
 pytest.importorskip("benchmarks.simulator", reason="the benchmarks are no part of the wheel")
 
 from benchmarks import scaling, sleepers
 from benchmarks.scaling_report import efficiency
 from benchmarks.simulator import Costs, Node, simulate, tasks_of
-from pipelines.layout import tree_levels
 
 FREE = Costs(submit=0.0, scheduler=0.0, worker=0.0, latency=0.0, fetch=0.0)
 
@@ -147,6 +155,27 @@ def test_a_sleeping_graph_has_the_keys_of_the_real_one_and_spans_that_sleep():
     leaves = [asleep[key] for key in changed if isinstance(key, tuple)]
     assert {task.func for task in leaves} == {sleepers.sleep_span}
     assert all(task.data_producer for task in leaves)
+
+
+def test_a_real_scheduler_hands_out_spans_that_are_few_for_it_one_by_one():
+    """Twelve spans on eight workers: Dask would send them to one worker for others to steal."""
+    real, root, work, step = sleepers.graph_of(sleepers.synthetic_job(6_990_720, 16))
+    eight = {"n_workers": 8, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with dask.config.set(SETTINGS), LocalCluster(**eight) as cluster, Client(cluster) as client:
+        client.get_task_stream(count=1)
+        client.get(sleepers.asleep(real, step, 0.25), root, sync=False).result()
+        done = [task for task in client.get_task_stream() if isinstance(task["key"], tuple)]
+    ran = [task["worker"] for task in done if len(task["key"]) == 2]
+    assert len(ran) == len(work.spans) == 12
+    assert max(map(ran.count, ran)) == 2
+
+
+def test_spans_of_a_dask_array_go_to_who_has_their_block():
+    b = np.ones(1000)
+    for A, queued in ((da.ones((1000, 4), chunks=(500, 4)), False), (np.ones((1000, 4)), True)):
+        graph = sleepers.graph_of(LeastSquares(matrix=A, rhs=b))[0]
+        spans = [task for key, task in graph.items() if isinstance(key, tuple) and len(key) == 2]
+        assert {isinstance(task, Task) and task.data_producer for task in spans} == {queued}
 
 
 @pytest.mark.slow
