@@ -36,7 +36,7 @@ SLEEPING = (
     {"rows": 10**9, "workers": 100, "seconds": 5.0},
     {"rows": 10**10, "workers": 10, "seconds": 0.4},
     {"rows": 10**10, "workers": 100, "seconds": 3.0},
-    {"rows": 10**11, "workers": 100, "seconds": 1.0},
+    {"rows": 10**11, "workers": 100, "seconds": 2.0},
 )
 """What a real scheduler is given: the graphs of these rows, whose spans sleep; real ones take longer."""
 DOING_NOTHING = {"rows": 4 * 10**10}

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import dask.config
 import dask.threaded
@@ -45,13 +45,6 @@ SOURCES = ("A", "b", "weights")
 
 Tell = Callable[[int, int], None]
 """Called by a task with its span's number and the rows done of it."""
-
-
-class Blocks(Protocol):
-    """A source that comes in parts, one for each span: an array in memory, or the blocks of a dask array."""
-
-    def part(self, span: Span) -> Any:
-        """The array, or the graph's key of it."""
 
 
 def walk(step: Pass[Any], system: System, span: Span, tell: Callable[[int], None]) -> tuple[Any, Tally]:
@@ -162,12 +155,11 @@ def build(
 
 
 def _span_task(key: Any, inputs: str, system: str, span: Span, parts: list[Any], *rest: Any) -> Any:
-    """The task of a span, which waits at the scheduler until a worker has a thread for it.
+    """The task of a span, which waits at the scheduler for a free thread, or goes to who has its block of a dask array.
 
-    Otherwise Dask sends spans that are few for a cluster to the one worker that has their inputs, for others to steal.
-    With a block of a dask array in it, which a key stands for, a span goes to who has the block.
+    Spans that are few for a cluster Dask would otherwise send to who has their inputs, for others to steal.
     """
-    if any(isinstance(part, tuple) for part in parts):
+    if any(isinstance(part, tuple) for part in parts):  # keys of blocks
         return (do_span, inputs, system, span, parts, *rest)
     return Task(key, do_span, TaskRef(inputs), TaskRef(system), span, parts, *rest, _data_producer=True)
 

@@ -161,7 +161,8 @@ def test_a_real_scheduler_hands_out_spans_that_are_few_for_it_one_by_one():
     """Twelve spans on eight workers: Dask would send them to one worker for others to steal."""
     real, root, work, step = sleepers.graph_of(sleepers.synthetic_job(6_990_720, 16))
     eight = {"n_workers": 8, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
-    with dask.config.set(SETTINGS), LocalCluster(**eight) as cluster, Client(cluster) as client:
+    honest = SETTINGS | {"distributed.scheduler.work-stealing": False}  # or it would depend on who is late
+    with dask.config.set(honest), LocalCluster(**eight) as cluster, Client(cluster) as client:
         client.get_task_stream(count=1)
         client.get(sleepers.asleep(real, step, 0.25), root, sync=False).result()
         done = [task for task in client.get_task_stream() if isinstance(task["key"], tuple)]
