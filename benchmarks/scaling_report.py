@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.units import counted
+
 Record = dict[str, Any]
 COLOURS = ("#2a7f3f", "#b5651d", "#30588c")
 
@@ -19,7 +21,7 @@ def tables(record: Record) -> list[tuple[str, Sequence[str], list[list[str]]]]:
             "scheduler's processor, ms a task", "its memory, MB", "grown by, MB",
         ), [_scheduler_row(case) for case in record["scheduler"]]),
         ("Simulated: a matrix of so many rows on more and more workers", (
-            "rows", "spans", *(f"{workers:,} workers" for workers in _workers(record)), "the most are limited by",
+            "rows", "spans", *(counted(workers, "worker") for workers in _workers(record)), "the most are limited by",
         ), [_strong_row(record, rows, length) for rows, length in _strong(record)]),
         ("Simulated: so many rows for each worker", (
             "workers", "rows", "spans", "seconds", "efficiency", "scheduler busy",

@@ -147,25 +147,20 @@ def build(
     # What comes in parts must not travel whole with the system.
     graph[system] = replace(work.system, **in_parts)
     keys: list[Any] = []
+    sources = [getattr(work.system, name) for name in SOURCES]
     for span in work.spans:
-        parts = [_part(getattr(work.system, source), span) for source in SOURCES]
+        parts = [source.part(span) if hasattr(source, "part") else None for source in sources]
         keys.append((f"{name}-{run}", span.number))
         graph[keys[-1]] = _span_task(keys[-1], inputs, system, span, parts, run, kept, frugal)
     return graph, _tree(graph, keys, inputs, step.fan_in, f"{name}-merge-{run}")
 
 
 def _span_task(key: Any, inputs: str, system: str, span: Span, parts: list[Any], *rest: Any) -> Any:
-    """The task of a span, which waits at the scheduler for a free thread, or goes to who has its block of a dask array.
-
-    Spans that are few for a cluster Dask would otherwise send to who has their inputs, for others to steal.
-    """
+    """The task of a span: it waits at the scheduler for a free thread, or goes to who has its block of a dask array."""
     if any(isinstance(part, tuple) for part in parts):  # keys of blocks
         return (do_span, inputs, system, span, parts, *rest)
+    # Where spans are few Dask would otherwise send them all to who has their inputs, for others to steal.
     return Task(key, do_span, TaskRef(inputs), TaskRef(system), span, parts, *rest, _data_producer=True)
-
-
-def _part(source: Any, span: Span) -> Any:
-    return source.part(span) if hasattr(source, "part") else None
 
 
 def start_only(step: Pass[Any]) -> tuple[Any, Tally]:
