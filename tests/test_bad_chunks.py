@@ -152,6 +152,7 @@ def test_metadata_that_the_disk_cannot_read_are_named(disk, tmp_path):
 
 @pytest.mark.parametrize("fingerprint", ["stat", "content"])
 @pytest.mark.parametrize("form", ["plain", "crc32c", "zstd", "shards"])
+@pytest.mark.slow
 def test_a_folder_of_chunks_into_which_one_may_not_look(tmp_path, command, plain_user, form, fingerprint):
     url = made(tmp_path, form)
     fields = {"kind": "svd", "matrix": url, "output": "x", "fingerprint": fingerprint}

@@ -48,6 +48,7 @@ def was_written(folder):
 
 @LINUX
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "2> >(true)"])
+@pytest.mark.slow
 def test_a_run_needs_no_stderr(job, stderr):
     done = typed(job, f"$T run job.yaml {stderr}")
     assert done.returncode == 0
@@ -162,6 +163,7 @@ def test_a_group_that_only_holds_a_result_is_not_overwritten(job):
     lambda summary: summary | {"certificate": {"statement": 5}},
     lambda summary: {name: value for name, value in summary.items() if name != "certificate"},
 ])  # fmt: skip
+@pytest.mark.slow
 def test_show_says_that_an_edited_result_is_none(job, change):
     assert typed(job, "$T run job.yaml -q").returncode == 0
     edit(job, change)

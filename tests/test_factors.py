@@ -1,5 +1,7 @@
 """QR, SVD and the pseudoinverse: against NumPy, by LAPACK's ratios, and held to what their certificates say."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -332,7 +334,8 @@ def test_large_results_are_compressed_as_asked_and_checked(save, tmp_path, compr
     matrix = save("A", rng.integers(0, 3, (1000, 12)), (100, 12))
     result = run(Pseudoinverse(matrix=matrix, output=f"{tmp_path}/result", compressor=compressor))
     stored = zarr.open_array(f"{tmp_path}/result/pinv", mode="r")
-    names = [type(codec).__name__.removesuffix("Codec").lower() for codec in stored.compressors]
+    written = json.loads((tmp_path / "result/pinv/zarr.json").read_text())["codecs"]
+    names = [codec["name"] for codec in written if codec["name"] != "bytes"]
     assert names == [*([] if compressor == "none" else [compressor]), "crc32c"]
     np.testing.assert_allclose(stored[...], run(Pseudoinverse(matrix=matrix))["pinv"], atol=1e-14)
     assert max(result.certificate.penrose.values()) < 1e-13

@@ -125,6 +125,7 @@ def test_credentials_that_are_not_there_are_said_at_once(remote, monkeypatch):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.slow
 def test_an_object_store_that_does_not_answer_is_said_within_seconds(monkeypatch, s3):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens there
     start = time.monotonic()

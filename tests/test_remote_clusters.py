@@ -218,6 +218,7 @@ def test_what_keeps_workers_away_is_told(machines, fields, error, says):
     assert re.search(says, refusal(ssh(machines, hosts=["node1"], **fields), error))
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_stuck_is_told_and_not_waited_for(machines, capfd, monkeypatch):
     monkeypatch.setattr("workers.clusters.ssh.OTHERS_SECONDS", 2.0)
     server = int((machines.folder / "node2.pid").read_text())
@@ -232,6 +233,7 @@ def test_a_machine_that_is_stuck_is_told_and_not_waited_for(machines, capfd, mon
     assert "The job goes on without node2, which is tried again meanwhile." in said
 
 
+@pytest.mark.slow
 def test_a_machine_is_reached_through_another(machines, tmp_path):
     machines.inside("node2", "ip", "route", "add", "default", "via", machines.address("node0"))
     for how in ("ProxyJump node1", f"ProxyCommand ssh -F {machines.config} node1 -W %h:%p"):
@@ -241,6 +243,7 @@ def test_a_machine_is_reached_through_another(machines, tmp_path):
             assert resources(client).workers == 1
 
 
+@pytest.mark.slow
 def test_a_dashboard_that_is_not_wanted_is_not_shown(machines):
     with open_cluster(ssh(machines, hosts=["node1"])) as client:
         assert dashboard_link(client) is None
@@ -475,6 +478,7 @@ def test_batch_jobs_that_do_not_start_are_told_after_the_wait(queue, tmp_path):
     wait_for(lambda: not waiting_or_running(), "the end of the batch jobs")
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_command_and_its_batch_jobs_with_one_line(queue, tmp_path):
     store_slow(tmp_path / "A")
     written(tmp_path, {"kind": "svd", "matrix": "A", "output": "out"})
@@ -488,6 +492,7 @@ def test_an_interrupt_ends_the_command_and_its_batch_jobs_with_one_line(queue, t
     assert [place.name for place in (tmp_path / "shared").iterdir()] == ["logs"]
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_while_its_batch_jobs_wait_leaves_none_behind(queue, tmp_path):
     model = batch(tmp_path, jobs=1, directives=["--begin=now+1hour"], start_timeout="1h")
     with Served(tmp_path, cluster=model.model_dump_json()) as served:
@@ -560,6 +565,7 @@ def test_an_interrupt_leaves_no_cluster_to_the_gateway(gateway, folder, tmp_path
         wait_for(lambda: not asked.list_clusters(), "the end of the cluster")
 
 
+@pytest.mark.slow
 def test_a_cluster_of_a_gateway_is_used_by_its_name_and_goes_on(folder, expected, gateway):
     from dask_gateway import Gateway as DaskGateway
 

@@ -218,6 +218,7 @@ def break_off(folder, how, exchange="yes"):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_moment_leaves_the_old_result_or_the_new_one_and_never_half_of_one(tmp_path):
     assert break_off(tmp_path, "kill") > 30
 

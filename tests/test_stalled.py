@@ -18,6 +18,7 @@ from pipelines.errors import ClusterUnreachable, Stalled
 from pipelines.progress import PassProgress
 from tests.conftest import environment, stored
 from tests.machines import need
+from tests.served import wait_for
 from tests.test_execution import SECONDS, assert_gone, cluster_file, command, family, scheduler, until, workers_of
 from workers.clusters import Address, Local, open_cluster
 from workers.clusters.local import SETTINGS
@@ -53,6 +54,8 @@ def workers(address, folder, count, **settings):
             found.append(subprocess.Popen(words, stdout=quiet, stderr=quiet, env=environment() | given))
             stack.callback(found[-1].wait)
             stack.callback(found[-1].kill)
+        with distributed.Client(address, set_as_default=False) as client:
+            wait_for(lambda: len(client.scheduler_info(n_workers=-1)["workers"]) == count)  # paused ones count too
         yield found
 
 
@@ -90,8 +93,6 @@ def test_a_frozen_worker_is_named_and_the_same_command_goes_on_once_it_is_gone(s
 
 def test_a_worker_that_is_frozen_before_the_run_begins_is_named(tmp_path):
     with scheduler() as (address, _), workers(address, tmp_path, 2) as both:
-        with distributed.Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=SECONDS)
         both[1].send_signal(signal.SIGSTOP)
         says = r"The worker w1 does not answer, and the scheduler has not heard of it for [\d.]+ s\. End it if it is fr"
         with (

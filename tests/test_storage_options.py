@@ -217,6 +217,7 @@ def test_what_is_sent_to_workers_holds_the_names_of_secrets_alone(named, remote)
 # Secrets that are looked for everywhere
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_anything_that_a_run_says_or_keeps(named, remote, moto, command, tmp_path):
     fields = remote.fields | {"output": f"{remote.bucket}/out", "storage_options": named}
     said = [command(*words, "job.yaml", job=fields) for words in (["plan"], ["run", "--json"], ["run"])]

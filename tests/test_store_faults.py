@@ -81,6 +81,7 @@ def test_every_kind_of_request_is_repeated_when_its_answer_breaks(faulty, remote
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "copy" / "x")[...], large)
 
 
+@pytest.mark.slow
 def test_shards_are_read_over_a_line_that_drops(faulty, remote, store):
     url = f"{remote.bucket}/shards"
     store(open_store(url), remote.A, (5, 3), shards=(20, 3))
@@ -137,6 +138,7 @@ def test_a_store_that_fails_for_good_is_given_up_with_what_it_said_and_how_often
 
 
 @pytest.mark.parametrize("fault", ["SlowDown", "drop", "late"])
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_for_good_is_given_up_and_can_be_gone_on_with(faulty, remote, fault):
     failing(faulty, fault, "/out/x/")
     with pytest.raises(
@@ -221,6 +223,7 @@ def test_an_answer_to_head_gives_the_reason_that_only_get_would_give(faulty, rem
         run(LeastSquares(**remote.fields))
 
 
+@pytest.mark.slow
 def test_a_command_says_that_credentials_have_expired_in_one_line(faulty, remote, command):
     failing(faulty, "ExpiredToken")
     done = command("run", "job.yaml", job=remote.fields | {"output": f"{remote.bucket}/out"})

@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from pipelines import SVD, run
 from tests.served import wait_for
 from workers.clusters import Local, open_cluster
@@ -37,6 +39,7 @@ def test_nothing_is_kept_of_jobs_that_are_over(problem, monkeypatch):
         assert run(SVD(matrix=at.fields["matrix"]), client)["s"].shape == (3,)
 
 
+@pytest.mark.slow
 def test_a_worker_may_tell_of_what_was_cancelled_long_ago(monkeypatch):
     monkeypatch.setattr(module, "FORGET_AFTER", 0.0)
     with open_cluster(Local(processes=1, memory="400 MiB", dashboard=False)) as client:
