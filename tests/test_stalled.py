@@ -114,16 +114,45 @@ def test_a_frozen_scheduler_ends_the_run(slow, tmp_path):
         stalled(process, "the scheduler does not answer. Look at the scheduler's process and the network to it, start")
 
 
+def paused_from(part):
+    """Makes a worker pause as soon as it uses this part of its memory."""
+
+    def change(dask_worker):
+        dask_worker.memory_manager.memory_pause_fraction = part
+
+    return change
+
+
 def test_workers_that_are_all_paused_end_the_run(slow, tmp_path):
     """With a tenth of a gigabyte, they use more than a twentieth of it."""
-    with (
-        scheduler() as (address, _),
-        workers(address, tmp_path, 2, WORKER__MEMORY__PAUSE="0.05"),
-        command(
-            tmp_path, slow | {"no_progress_timeout": "2s"}, "--cluster", cluster_file(tmp_path, address)
-        ) as process,
-    ):
-        stalled(process, r"2 workers, all paused: memory \d+ % used\. Free memory and disk on the machines of the p")
+    with scheduler() as (address, _), workers(address, tmp_path, 2):
+        file = cluster_file(tmp_path, address)
+        with (
+            command(tmp_path, slow | {"no_progress_timeout": "2s"}, "--cluster", file) as process,
+            distributed.Client(address, set_as_default=False) as client,
+        ):
+            until(process, "factor: ")
+            client.run(paused_from(0.05))
+            stalled(
+                process, r"2 workers, all paused: memory \d+ % used\. Free memory and disk on the machines of the p"
+            )
+
+
+def test_workers_that_are_all_paused_before_a_run_are_not_taken_for_missing(tmp_path):
+    with scheduler() as (address, _), workers(address, tmp_path, 2):
+        with distributed.Client(address, set_as_default=False) as client:
+            client.run(paused_from(0.05))
+            wait_for(
+                lambda: {one["status"] for one in client.scheduler_info(n_workers=-1)["workers"].values()} == {"paused"}
+            )
+        says = (
+            r"2 workers, all paused: memory \d+ % used\. Free memory and disk on their machines, or start workers with"
+        )
+        with (
+            pytest.raises(ClusterUnreachable, match=says),
+            open_cluster(Address(address=address, connect_timeout="1s")),
+        ):
+            pass
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import ClusterUnreachable
-from pipelines.failures import ASK_SECONDS, ask_scheduler, workers_now
+from pipelines.failures import ASK_SECONDS, ask_scheduler, cluster_state, workers_now
 from pipelines.fields import Model, Seconds, Url, needed
 from pipelines.units import format_seconds
 
@@ -235,6 +235,11 @@ def _wait_for_workers(client: "Client", model: Address) -> None:
     try:
         client.wait_for_workers(1, timeout=max(model.connect_timeout, 0.1))
     except TimeoutError:
+        if client.scheduler_info(n_workers=-1)["workers"]:
+            raise ClusterUnreachable(
+                f"{model.address}: {cluster_state(client)}. Free memory and disk on their machines, or start workers "
+                "with more."
+            ) from None
         raise ClusterUnreachable(
             f"{model.address}: the scheduler answers, but no worker joined it within "
             f"{format_seconds(model.connect_timeout)}. Start one: dask worker {model.address}"
