@@ -30,7 +30,7 @@ from pipelines.passes.gram import Gram, Sums, unpacked
 from pipelines.small.rank import column_scales, largest_singular_value, smallest_singular_value
 
 PIECES = 8
-"""Places that a sample is taken from, at the least, unless it would be larger than it has to be."""
+"""Places that a sample is taken from; fewer where whole chunks would make it larger than it has to be."""
 DEPENDENT = 1e-12
 """Columns of the sample that depend on those before them but for this part: TSQR decides about the rank."""
 MOST_AMPLIFIED = 32.0
