@@ -16,7 +16,7 @@ COLUMNS = (16, 64, 256, 1024)
 GIGABYTES = 2.0
 NUMPY_COLUMNS = 256
 """The width at which NumPy takes part, and Spark."""
-SPARK_ROUNDS = 2
+SPARK_ROUNDS = 1
 METHODS = ("tsqr", "cholesky_qr")
 METHODS_FROM = 64
 """Columns from which both methods take part beside the one that is chosen."""

@@ -83,6 +83,8 @@ class Layout:
     span_rows: int
     sample: int = 0
     """Rows that a triangle is made of first, by which all others are divided; 0 for none."""
+    asked: bool = False
+    """True when the job file names the method."""
     refined: bool = False
     """True where AᴴA is summed without a division, since x will be refined."""
     out_rows: int = 0
@@ -157,8 +159,9 @@ def lay_out(
     span_rows = _span_rows(shape, max(unit, -(-p // (2 * unit)) * unit) if sample else unit, flops, span_seconds)
     fan_in = 8 if p <= 512 else 2
     return Layout(
-        shape, p, t, width, products, slab, group, fan_in, block_rows, span_rows, sample * p, refined, out_rows
-    )
+        shape, p, t, width, products, slab, group, fan_in, block_rows, span_rows,
+        sample=sample * p, refined=refined, out_rows=out_rows,
+    )  # fmt: skip
 
 
 def split_columns(shape: Shape) -> tuple[int, int]:

@@ -149,6 +149,7 @@ def layout_of(job: Job, inputs: Inputs) -> Layout:
         sample=getattr(options, "sample", 0),
         refined=isinstance(options, PlainGram),
     )
+    layout = replace(layout, asked=job.method != "auto")
     if not inputs.given:
         return layout
     largest = max((span.stop - span.start for span in inputs.given), default=1)

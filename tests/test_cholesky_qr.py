@@ -78,7 +78,6 @@ def test_accepting_any_sum_would_spoil_x(monkeypatch):
     assert backward_error(A, b, triangle(A, b, **CHOLESKY)[0]) < 20
     monkeypatch.setattr(cholesky_qr, "MOST_ACCEPTED", np.inf)
     monkeypatch.setattr(cholesky_qr, "MOST_NEW", np.inf)
-    monkeypatch.setattr(cholesky_qr, "MOST_TALLER", np.inf)
     R, result = triangle(A, b, verify=False, **CHOLESKY)
     assert not [note for note in result.certificate.warnings if "TSQR" in note]
     assert backward_error(A, b, R) > 1e4
@@ -194,7 +193,7 @@ def test_any_number_of_workers_gives_the_same_bits(save):
 
 @pytest.mark.parametrize(
     ("shape", "method"),
-    [((10**7, 511), "tsqr"), ((10**6, 512), "cholesky_qr"), ((30_000, 512), "tsqr"), ((10**8, 4000), "cholesky_qr")],
+    [((10**7, 127), "tsqr"), ((10**6, 128), "cholesky_qr"), ((30_000, 512), "tsqr"), ((10**8, 4000), "cholesky_qr")],
 )
 def test_the_shape_decides(declared, shape, method):
     fields = declared(*shape, (1000, shape[1]))

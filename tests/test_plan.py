@@ -44,7 +44,7 @@ def test_a_plan_reads_metadata_only_and_works_when_no_chunk_is_there(declared):
 
 
 def test_bytes_and_flops_are_those_of_two_passes(declared):
-    m, n = 1_000_000, 128
+    m, n = 1_000_000, 96
     made = plan(declared(m, n, (8192, n), dtype="f4"))
     factor, verify = made.passes
     assert (factor.name, verify.name) == ("factor", "verify")

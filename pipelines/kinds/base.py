@@ -14,7 +14,7 @@ from pipelines.methods.options import CholeskyQr, Exact, Tsqr
 from pipelines.methods.problem import Runs
 from pipelines.storage import Staging
 
-WIDE_ENOUGH, TALL_ENOUGH = 512, 64
+WIDE_ENOUGH, TALL_ENOUGH = 128, 64
 """Columns from which a shared triangle pays, and rows for each of them: TSQR's tasks each begin by reflectors."""
 
 

@@ -20,14 +20,14 @@ from dataclasses import replace
 import numpy as np
 from scipy.linalg import blas, lapack, solve_triangular
 
-from pipelines.kernels.growth import MOST_FITTED, MOST_NEW, MOST_TALLER, SQUARED, inverse
+from pipelines.kernels.growth import MOST_FITTED, MOST_NEW, SQUARED, inverse
 from pipelines.kernels.sweep import Triangle, merge, squares
 from pipelines.layout import Layout
 from pipelines.matrix import Span, System, Tally
 from pipelines.methods.problem import Runs, factor_pass
 from pipelines.passes.factor import Factor
 from pipelines.passes.gram import Gram, Sums, unpacked
-from pipelines.small.rank import column_scales, largest_singular_value, smallest_singular_value
+from pipelines.small.rank import column_norms, largest_singular_value, smallest_singular_value
 
 PIECES = 8
 """Places that a sample is taken from; fewer where whole chunks would make it larger than it has to be."""
@@ -51,10 +51,12 @@ MOST_ACCEPTED = 8.0
 def triangle_of(passes: Runs, system: System, layout: Layout) -> tuple[Triangle, Tally]:
     """R of the rows, and of the right-hand sides that are factored along, by the method of the layout."""
     if layout.sample:
-        found = _by_sums(passes, system, layout)
+        step, R0 = _from_sample(passes, system, layout)
+        found = step if isinstance(step, str) else _by_sums(passes, system, layout, step, R0)
         if not isinstance(found, str):
             return found
-        passes.said.append(f"R is TSQR's and not from sums of products: {found}")
+        if layout.asked or not isinstance(step, str):  # that a sample led to TSQR is what `auto` is for
+            passes.said.append(f"R is TSQR's and not from sums of products: {found}")
     return passes(factor_pass(layout), system, layout.spans)
 
 
@@ -69,37 +71,44 @@ def sample_spans(layout: Layout) -> tuple[Span, ...]:
     return tuple(Span(i, start, min(start + units * unit, shape.rows)) for i, start in enumerate(starts))
 
 
-def _by_sums(passes: Runs, system: System, layout: Layout) -> tuple[Triangle, Tally] | str:
-    """The triangle, or why there is none."""
+def _from_sample(passes: Runs, system: System, layout: Layout) -> tuple[Gram | str, np.ndarray | None]:
+    """The pass that sums, or why there is none; and the R₀ by which it divides, if it does."""
     if layout.given:
-        return "the blocks of a dask array are not made twice"
+        return "the blocks of a dask array are not made twice", None
     spans, factor = sample_spans(layout), factor_pass(layout)
     rows = sum(span.stop - span.start for span in spans)
     if 2 * rows > layout.shape.rows:
-        return f"a sample of {rows:,} rows is not much less than all {layout.shape.rows:,}"
+        return f"a sample of {rows:,} rows is not much less than all {layout.shape.rows:,}", None
     n = factor.p - factor.rhs
     sampled, bad = _sampled(passes, system, spans, factor, n)
     if bad:
-        return "the sample holds NaN or infinity"
+        return "the sample holds NaN or infinity", None
     R0 = _roomy(np.triu(sampled), n)
-    norms, P = np.linalg.norm(R0, axis=0) ** 2, None
-    summed = _summable(R0, norms, n, layout.refined)
-    if not summed:
-        if layout.refined:
-            return (
-                f"a sample of {rows:,} rows has a condition number above {MOST_REFINED:.0e}, or squares that overflow"
-            )
-        independent = (np.abs(R0.diagonal()[:n]) > DEPENDENT * np.sqrt(norms[:n])).all()
-        P = inverse(R0, MOST_AMPLIFIED) if independent else None
-        if P is None:
-            return f"the triangle of a sample of {rows:,} rows is too ill-conditioned to divide by"
-    larger = max(1.0, layout.slab_rows / rows)  # as many rows as a slab has would have larger products
-    step = Gram(factor, P, larger * (MOST_TALLER * norms if summed else np.full(len(R0), MOST_NEW)))
+    norms = np.linalg.norm(R0, axis=0) ** 2
+    most = MOST_NEW * max(1.0, layout.slab_rows / rows)  # as many rows as a slab has would have larger products
+    if _summable(R0, norms, n, layout.refined):
+        return Gram(factor, None, most * norms), None
+    if layout.refined:
+        above = f"a condition number above {MOST_REFINED:.0e}, or squares that overflow"
+        return f"a sample of {rows:,} rows has {above}", None
+    independent = (np.abs(R0.diagonal()[:n]) > DEPENDENT * np.sqrt(norms[:n])).all()
+    P = inverse(R0, MOST_AMPLIFIED) if independent else None
+    if P is None:
+        return f"the triangle of a sample of {rows:,} rows is too ill-conditioned to divide by", None
+    return Gram(factor, P, np.full(len(R0), most)), R0
+
+
+def _by_sums(
+    passes: Runs, system: System, layout: Layout, step: Gram, R0: np.ndarray | None
+) -> tuple[Triangle, Tally] | str:
+    """The triangle of all rows, or why it is not accepted."""
+    factor = step.factor
     sums: Sums
     sums, tally = passes(step, system, layout.spans)
     if tally.bad:  # which ends the job
         return Triangle.empty(factor.p, 0, factor.dtype), tally
-    found = _triangle(sums, n, None if summed else R0, 2 * MOST_REFINED if layout.refined else MOST_ACCEPTED)
+    most = 2 * MOST_REFINED if layout.refined else MOST_ACCEPTED
+    found = _triangle(sums, factor.p - factor.rhs, R0, most)
     return found if isinstance(found, str) else (found, tally)
 
 
@@ -147,7 +156,8 @@ def condition(R: np.ndarray) -> float:
     """cond₂ of upper triangular R, columns scaled to norm one, within a few per cent."""
     if len(R) == 0:
         return 1.0
-    scaled = np.asfortranarray(R * column_scales(R))
+    norms = column_norms(R)
+    scaled = np.asfortranarray(R / np.where(norms > 0, norms, 1.0))
     return largest_singular_value(scaled) / smallest_singular_value(scaled)
 
 
