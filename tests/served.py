@@ -51,8 +51,8 @@ def store_problem(folder: Path, rows: int, columns: int) -> None:
 
 def store_slow(place: Path) -> None:
     """A matrix that takes seconds to read."""
-    large = np.random.default_rng(3).standard_normal((60_000, 200))
-    stored(place, large, (1000, 200), compressors=[GzipCodec(level=1)])
+    large = np.random.default_rng(3).standard_normal((100_000, 120))
+    stored(place, large, (1600, 120), compressors=[GzipCodec(level=1)])
 
 
 class Served:
