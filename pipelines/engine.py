@@ -4,12 +4,13 @@ A task is a span: it opens the array, walks its rows slab by slab, and returns o
 a tree that the numbers of the spans fix.  Raw rows never travel and never wait.
 """
 
+import asyncio
 import functools
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -353,10 +354,7 @@ class Engine:
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": LARGE_GRAPH}):
             future = self.client.get(graph, root, sync=False, **self._turns(meter))
         try:
-            self._wait(future, meter)
-            # What is left is to fetch a small state, from a worker that may freeze before it has sent it.
-            result: tuple[Any, Tally] = future.result(timeout=self.no_progress_timeout)
-            return result
+            return self._awaited(future, meter)
         except BaseException as error:
             with suppress(Exception):  # the cluster may be what failed
                 self.client.cancel([future], force=True)
@@ -379,13 +377,19 @@ class Engine:
         self.tag = turns.end(len(meter.work.spans))
         return {"priority": turns}
 
-    def _wait(self, future: Any, meter: Meter) -> None:
-        finished = threading.Event()
-        future.add_done_callback(lambda _: finished.set())
+    def _awaited(self, future: Any, meter: Meter) -> tuple[Any, Tally]:
+        """The state at the root, once it is there and has come from its worker, which may freeze before it is sent."""
+        result = future._result()  # noqa: SLF001  # the coroutine of result(), so that we can look around meanwhile
+        fetched = asyncio.run_coroutine_threadsafe(result, self.client.loop.asyncio_loop)
         patience = Patience(self.client, self.no_progress_timeout, keeps=self.kept is not None)
-        while not finished.wait(REPORT_EVERY):
-            patience.look(meter)
-            meter.show()
+        try:
+            while not futures.wait([fetched], REPORT_EVERY).done:
+                patience.look(meter)
+                meter.show()
+        finally:
+            fetched.cancel()  # where nobody waits for it any more
+        found: tuple[Any, Tally] = fetched.result()
+        return found
 
 
 def _word(label: str) -> str:

@@ -22,7 +22,7 @@ class Products:
         self._gram = np.zeros((p, p), dtype, order="F")
         self._rank_k = "herk" if self.complex else "syrk"
         letters = {letter: ctypes.c_char(letter.encode()) for letter in "LUNT"}
-        self._ints = {name: ctypes.c_int(1) for name in ("rows", "n", "k", "lda", "ldb", "p", "one")}
+        self._ints = {name: ctypes.c_int(1) for name in ("rows", "n", "lda", "ldb", "p", "one")}
         self._ints["p"].value = p
         # One and zero: complex numbers of two doubles each, whose first is the real number that herk wants.
         self._one, self._zero = (ctypes.c_double * 2)(1.0, 0.0), (ctypes.c_double * 2)(0.0, 0.0)

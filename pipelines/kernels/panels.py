@@ -5,6 +5,7 @@ Each panel is a product of its own, cut the same whatever the number of threads,
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,18 @@ FROM_COLUMNS = 4096
 PANEL = 512
 """Columns of a panel: products with so many reach the speed of larger ones."""
 
-_pool: list[ThreadPoolExecutor] = []
+_threads = 1
 
 
 def use_threads(count: int) -> None:
     """Panels run on so many threads of this process from now on."""
-    if not _pool or _pool[0]._max_workers != count:  # noqa: SLF001  # nothing public tells
-        _pool[:] = [ThreadPoolExecutor(count, "panel")]
+    global _threads  # noqa: PLW0603  # a process has so many
+    _threads = count
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "panel")
 
 
 def panels(p: int) -> list[tuple[int, int]]:
@@ -52,6 +58,4 @@ def add_gram(W: np.ndarray, G: np.ndarray) -> None:
 
 
 def _each(one: Callable[[Any], None], parts: Iterable[Any]) -> None:
-    if not _pool:
-        use_threads(1)
-    list(_pool[0].map(one, parts))
+    list(_pool(_threads).map(one, parts))

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.linalg import blas, lapack, solve_triangular
 
 from pipelines.kernels.growth import MOST_FITTED, MOST_NEW, SQUARED, inverse
-from pipelines.kernels.sweep import Triangle, merge, squares
+from pipelines.kernels.sweep import Triangle, merge
 from pipelines.layout import Layout
 from pipelines.matrix import Span, System, Tally
 from pipelines.methods.problem import Runs, factor_pass
@@ -79,10 +79,10 @@ def _from_sample(passes: Runs, system: System, layout: Layout) -> tuple[Gram | s
     rows = sum(span.stop - span.start for span in spans)
     if 2 * rows > layout.shape.rows:
         return f"a sample of {rows:,} rows is not much less than all {layout.shape.rows:,}", None
-    n = factor.p - factor.rhs
-    sampled, bad = _sampled(passes, system, spans, factor, n)
+    sampled, bad = _sampled(passes, system, spans, factor)
     if bad:
         return "the sample holds NaN or infinity", None
+    n = factor.p - factor.rhs
     R0 = _roomy(np.triu(sampled), n)
     norms = np.linalg.norm(R0, axis=0) ** 2
     most = MOST_NEW * max(1.0, layout.slab_rows / rows)  # as many rows as a slab has would have larger products
@@ -108,18 +108,18 @@ def _by_sums(
     if tally.bad:  # which ends the job
         return Triangle.empty(factor.p, 0, factor.dtype), tally
     most = 2 * MOST_REFINED if layout.refined else MOST_ACCEPTED
-    found = _triangle(sums, factor.p - factor.rhs, R0, most)
+    found = _triangle(sums, factor, R0, most)
     return found if isinstance(found, str) else (found, tally)
 
 
-def _sampled(passes: Runs, system: System, spans: tuple[Span, ...], factor: Factor, n: int) -> tuple[np.ndarray, bool]:
+def _sampled(passes: Runs, system: System, spans: tuple[Span, ...], factor: Factor) -> tuple[np.ndarray, bool]:
     """R₀ of the sample, and whether it holds NaN or infinity.
 
     Any triangle near R serves, so Cholesky's of SᴴS does, as long as that is not nearly singular; else reflectors'.
     """
     sums: Sums
     sums, tally = passes(Gram(factor, None, np.full(factor.p, SQUARED[1]), name="sample"), system, spans)
-    found = _triangle(sums, n, None, MOST_ROUGH) if not tally.bad and sums.rest is None else ""
+    found = _triangle(sums, factor, None, MOST_ROUGH) if not tally.bad and sums.rest is None else ""
     if not isinstance(found, str):
         return found.R, False
     sampled: Triangle
@@ -161,23 +161,29 @@ def condition(R: np.ndarray) -> float:
     return largest_singular_value(scaled) / smallest_singular_value(scaled)
 
 
-def _triangle(sums: Sums, n: int, R0: np.ndarray | None, most: float) -> Triangle | str:
+def _triangle(sums: Sums, factor: Factor, R0: np.ndarray | None, most: float) -> Triangle | str:
     """U R₀ (or U itself) from G = UᴴU, with the rows that did not go into it; or why not.
 
-    Of U = [U₁₁ C; 0 ρ] A's part decides alone: right-hand sides that are fitted exactly leave no ρ to speak of.
+    Of G = [A b]ᴴ[A b] A's part decides alone: right-hand sides that are fitted exactly leave next to nothing, and of
+    what they leave, E = G₂₂ − CᴴC, only the norms are kept.
     """
-    p = int((8 * len(sums.G) + 1) ** 0.5) // 2
+    p, n = factor.p, factor.p - factor.rhs
     G = unpacked(sums.G, p)
-    U11 = _cholesky(G[:n, :n])
-    found = np.inf if U11 is None else condition(U11)
-    if U11 is None or not found <= most:
+    U = _cholesky(G[:n, :n])
+    found = np.inf if U is None else condition(U)
+    if U is None or not found <= most:
         return f"a condition number of {found:.1e} came out for what was summed, and {most:.0e} is the most for that"
-    U, ends = np.zeros_like(G), np.arange(n, p)
-    U[:n, :n] = U11
-    U[:n, n:] = solve_triangular(U11, G[:n, n:], trans="C", check_finite=False)
-    U[ends, ends] = np.sqrt(np.maximum(G.diagonal()[n:].real - squares(U[:n, n:]), 0))
-    R = U if R0 is None else (blas.ztrmm if np.iscomplexobj(G) else blas.dtrmm)(1.0, U, R0)
-    triangle = Triangle(np.asfortranarray(R), np.zeros((p, 0), R.dtype, order="F"), np.zeros(0))
+    C = solve_triangular(U, G[:n, n:], trans="C", check_finite=False)
+    G22 = G[n:, n:]
+    E = G22 + np.triu(G22, 1).conj().T - C.conj().T @ C
+    if R0 is not None:
+        R22 = R0[n:, n:]
+        C, E = U @ R0[:n, n:] + C @ R22, R22.conj().T @ E @ R22
+        U = (blas.ztrmm if np.iscomplexobj(G) else blas.dtrmm)(1.0, U, R0[:n, :n])
+    R, ends = np.zeros_like(G), np.arange(n, p)
+    R[:n, :n], R[:n, n:] = U, C
+    R[ends, ends] = np.sqrt(np.maximum(E.diagonal().real, 0))
+    triangle = Triangle(R, np.zeros((p, 0), R.dtype, order="F"), np.zeros(0))
     return triangle if sums.rest is None else merge(triangle, sums.rest)
 
 

@@ -18,12 +18,8 @@ class Sums:
     """G = Σ WᴴW (p, p), of which the upper triangle counts and which a finished span packs, (p (p + 1) / 2,)."""
 
     G: np.ndarray
-    rows: int
-    """Rows in G."""
-    rest: Triangle | None
+    rest: Triangle | None = None
     """The triangle of the rows that were too large for it."""
-    left: int
-    """Rows in that."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Gram:
 
     def start(self) -> Sums:
         p = self.factor.p
-        return Sums(np.zeros((p, p), self.factor.dtype, order="F"), 0, None, 0)
+        return Sums(np.zeros((p, p), self.factor.dtype, order="F"))
 
     @property
     def alone(self) -> bool:
@@ -60,11 +56,9 @@ class Gram:
         return self.factor.alone
 
     def absorb(self, state: Sums, slab: Slab) -> Sums:
-        if (self._add_by_panels if self.alone else self._add)(state.G, slab):
-            state.rows += slab.a.shape[0]
-        else:  # a NaN, too: reflectors carry it on, to be seen and reported
+        add = self._add_by_panels if self.alone else self._add
+        if not add(state.G, slab):  # a NaN, too: reflectors carry it on, to be seen and reported
             state.rest = self.factor.absorb(state.rest or self.factor.start(), slab)
-            state.left += slab.a.shape[0]
         return state
 
     def _add(self, G: np.ndarray, slab: Slab) -> bool:
@@ -88,11 +82,11 @@ class Gram:
     def merge(self, left: Sums, right: Sums) -> Sums:
         both = [state.rest for state in (left, right) if state.rest is not None]
         rest = self.factor.merge(*both) if len(both) == 2 else both[0] if both else None
-        return Sums(left.G + right.G, left.rows + right.rows, rest, left.left + right.left)
+        return Sums(left.G + right.G, rest)
 
     def finish(self, state: Sums, span: Span) -> Sums:
         rest = None if state.rest is None else self.factor.finish(state.rest, span)
-        return Sums(packed(state.G), state.rows, rest, state.left)
+        return Sums(packed(state.G), rest)
 
     def finite(self, state: Sums) -> bool:
         return bool(np.isfinite(state.G.diagonal()).all()) and (state.rest is None or self.factor.finite(state.rest))
