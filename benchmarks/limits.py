@@ -12,7 +12,7 @@ from distributed import Client, wait
 from benchmarks.data import DataSet
 from benchmarks.rounds import Timed
 from pipelines.inputs import open_inputs
-from pipelines.jobs import LeastSquares
+from pipelines.jobs import QR
 from pipelines.matrix import Span, System
 from pipelines.plan import layout_of
 
@@ -44,13 +44,19 @@ def _opened(url: str) -> zarr.Array[Any]:
 
 def own_reads(data: DataSet, client: Client) -> Timed:
     """The workers read every chunk of A as a pass of ours does, read-ahead included, and do nothing else."""
-    job = LeastSquares(matrix=data.A, rhs=data.b)
+    system, spans = system_of(data.A)
+    began = time.perf_counter()
+    wait(client.map(_read_as_we_do, spans, system=system, pure=False))
+    return Timed(time.perf_counter() - began)
+
+
+def system_of(url: str) -> tuple[System, tuple[Span, ...]]:
+    """The rows of a matrix, and the spans in which a pass reads them."""
+    job = QR(matrix=url)
     inputs = open_inputs(job, run=uuid.uuid4().hex)
     layout = layout_of(job, inputs)
     system = System(inputs.A, None, None, layout.shape.dtype, omit_rows=False, block_rows=layout.block_rows)
-    began = time.perf_counter()
-    wait(client.map(_read_as_we_do, layout.spans, system=system, pure=False))
-    return Timed(time.perf_counter() - began)
+    return system, layout.spans
 
 
 def _read_as_we_do(span: Span, system: System) -> None:

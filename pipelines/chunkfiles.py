@@ -7,7 +7,7 @@ Everything else goes through Zarr itself (pipelines.storage).
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,35 @@ AHEAD_BYTES = 8 * 2**20
 """What the kernel is asked to have ready beyond each read."""
 PIECE_BYTES = 2**18
 """What is read at a time for a checksum: it stays in the cache."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of one chunk that a read wants."""
+
+    i: int
+    j: int
+    """The chunk's place in the grid."""
+    rows: slice
+    columns: slice
+    """Of the chunk."""
+    target: np.ndarray
+    """Where they go: (rows, columns)."""
+
+
+def pieces(chunks: tuple[int, int], rows: slice, columns: slice, out: np.ndarray) -> Iterator[Piece]:
+    """The parts of chunks of this shape that make up A[rows, columns], and their places in `out`, row by row."""
+    for i, inner_rows, down in _along(chunks[0], rows):
+        for j, inner_columns, across in _along(chunks[1], columns):
+            yield Piece(i, j, inner_rows, inner_columns, out[down, across])
+
+
+def _along(size: int, wanted: slice) -> Iterator[tuple[int, slice, slice]]:
+    """Each chunk's number, what of it is wanted, and where that lies in what is wanted."""
+    for number in range(wanted.start // size, -(-wanted.stop // size)):
+        first = number * size
+        start, stop = max(wanted.start, first), min(wanted.stop, first + size)
+        yield number, slice(start - first, stop - first), slice(start - wanted.start, stop - wanted.start)
 
 
 @dataclass(frozen=True)
@@ -42,29 +71,17 @@ class ChunkFiles:
 
     def read(self, rows: slice, columns: slice, out: np.ndarray) -> np.ndarray:
         """A[rows, columns] into `out`, which has that shape, in C order."""
-        height, width = self.chunks
-        for i in range(rows.start // height, -(-rows.stop // height)):
-            for j in range(columns.start // width, -(-columns.stop // width)):
-                inner_rows = slice(max(rows.start - i * height, 0), min(rows.stop - i * height, height))
-                inner_columns = slice(max(columns.start - j * width, 0), min(columns.stop - j * width, width))
-                top, left = (
-                    i * height + inner_rows.start - rows.start,
-                    j * width + inner_columns.start - columns.start,
-                )
-                target = out[
-                    top : top + inner_rows.stop - inner_rows.start,
-                    left : left + inner_columns.stop - inner_columns.start,
-                ]
-                self._read_chunk(self.key(i, j), inner_rows, inner_columns, target)
-                if inner_rows.start == 0 and not self.crc32c:
-                    self._ask_for_file(i + 1, j)
+        for piece in pieces(self.chunks, rows, columns, out):
+            self._read_chunk(self.key(piece.i, piece.j), piece.rows, piece.columns, piece.target)
+            if piece.rows.start == 0 and not self.crc32c:
+                self._ask_for_file(piece.i + 1, piece.j)
         return out
 
     def _ask_for_file(self, i: int, j: int) -> None:
         if i * self.chunks[0] < self.shape[0]:
             with suppress(OSError):  # that it is not there is told when its turn comes
                 handle = os.open(os.path.join(self.root, self.key(i, j)), os.O_RDONLY)
-                _ask_ahead(handle, 0)
+                ask_ahead(handle, 0)
                 os.close(handle)
 
     def _read_chunk(self, key: str, rows: slice, columns: slice, target: np.ndarray) -> None:
@@ -87,7 +104,7 @@ class ChunkFiles:
                 target[...] = every[rows, columns]
             elif whole:
                 self._fill(handle, key, target, rows.start * self.chunks[1])
-                _ask_ahead(handle, rows.stop * self.chunks[1] * self.dtype.itemsize)
+                ask_ahead(handle, rows.stop * self.chunks[1] * self.dtype.itemsize)
             else:
                 self._fill_by_rows(handle, key, rows, columns, target)
         except OSError as error:
@@ -132,7 +149,7 @@ class ChunkFiles:
         return BadData(damaged_letter(os.path.join(self.root, key), why))
 
 
-def _ask_ahead(handle: int, offset: int) -> None:
+def ask_ahead(handle: int, offset: int) -> None:
     """Let the kernel fetch what will be read next while we compute, at the cost of no thread and no copy."""
     if hasattr(os, "posix_fadvise") and not _at_hand(handle, offset):
         os.posix_fadvise(handle, offset, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)

@@ -279,8 +279,8 @@ class System:
 
     @property
     def reads_ahead(self) -> bool:
-        """False when a read is a mere copy from memory: of files, the kernel reads ahead without a thread of ours."""
-        return isinstance(self.A, Stored) and (self.A.transposed or not self.A.info.partial)
+        """False where a thread of ours gains nothing: of files, the kernel reads ahead, and decoding needs a core."""
+        return isinstance(self.A, Stored) and (self.A.transposed or not self.A.info.near)
 
     def _read(self, start: int, stop: int, out: np.ndarray | None) -> tuple[Slab, Tally]:
         # Taken before the rows: a chunk written in between makes a later pass see another identity, not the same.

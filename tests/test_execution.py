@@ -276,7 +276,7 @@ def test_workers_that_stand_still_end_the_run_with_their_state(long, tmp_path):
             worker.suspend()
         stdout, rest = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout) == (9, "")
-    assert "Nothing has moved in the pass factor for 2" in rest
+    assert "Nothing has moved in the pass factor for 8" in rest
     assert "2 workers running, " in rest
     assert "Traceback" not in rest
     assert_gone(started)
@@ -285,7 +285,7 @@ def test_workers_that_stand_still_end_the_run_with_their_state(long, tmp_path):
 
 def test_a_cluster_whose_workers_are_gone_ends_the_run_and_says_so(long, tmp_path):
     with scheduler() as (address, _), worker(address, tmp_path) as only:
-        job = long.fields | {"output": "x", "no_progress_timeout": "2s"}
+        job = long.fields | {"output": "x", "no_progress_timeout": "8s"}
         with command(tmp_path, job, "--cluster", cluster_file(tmp_path, address)) as process:
             until(process, "factor:")
             only.kill()

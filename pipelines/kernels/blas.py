@@ -14,7 +14,7 @@ columns is 2 to 3 times as fast as syrk."""
 
 
 class Products:
-    """S P in place for upper triangular P (p, p), and [A b]ᴴ[A b]: BLAS xTRMM, xSYRK or xHERK, xGEMM, xGEMV."""
+    """S P in place for upper triangular P (p, p), and [A b]ᴴ[A b]: BLAS xTRMM, xSYRK or xHERK, xGEMM."""
 
     def __init__(self, p: int, dtype: np.dtype[Any]) -> None:
         self.p, self.prefix = p, prefix_of(dtype)
@@ -22,7 +22,7 @@ class Products:
         self._gram = np.zeros((p, p), dtype, order="F")
         self._rank_k = "herk" if self.complex else "syrk"
         letters = {letter: ctypes.c_char(letter.encode()) for letter in "LUNT"}
-        self._ints = {name: ctypes.c_int(1) for name in ("rows", "n", "lda", "ldb", "p", "one")}
+        self._ints = {name: ctypes.c_int(1) for name in ("rows", "n", "lda", "p")}
         self._ints["p"].value = p
         # One and zero: complex numbers of two doubles each, whose first is the real number that herk wants.
         self._one, self._zero = (ctypes.c_double * 2)(1.0, 0.0), (ctypes.c_double * 2)(0.0, 0.0)
@@ -42,7 +42,7 @@ class Products:
         """
         G, n = self._gram, A.shape[1]
         if b is not None:
-            self._beside(A, b)
+            G[:n, n:] = A.T @ b.conj()
             G[n:, n:] = np.triu(b.T @ b.conj())
         small = SMALL_WORK // max(1, n * n)
         if n <= SMALL_COLUMNS and not self.complex and len(A) > 0:
@@ -65,17 +65,6 @@ class Products:
         numbers = {"rows": len(A), "n": n, "lda": _stride(A)}
         if not self._call("gemm", "N T n n rows 1.0", A, "lda", A, f"lda {beta}", G, "p", **numbers):
             G[:n, :n] = blas.dgemm(1.0, A.T, A.T, trans_b=1) + (G[:n, :n] if beta == "1.0" else 0)
-
-    def _beside(self, A: np.ndarray, b: np.ndarray) -> None:
-        """Aᵀ b̄ into the last columns."""
-        n, G = A.shape[1], self._gram
-        if self.complex:
-            G[:n, n:] = A.T @ b.conj()
-            return
-        for j in range(b.shape[1]):
-            numbers = {"rows": len(A), "n": n, "lda": _stride(A), "ldb": b.strides[0] // b.itemsize}
-            if not self._call("gemv", "N n rows 1.0", A, "lda", b[:, j], "ldb 0.0", G[:, n + j], "one", **numbers):
-                G[:n, n + j] = blas.dgemv(1.0, A.T, b[:, j])
 
     def _call(self, name: str, *arguments: Any, **numbers: int) -> bool:
         """False when SciPy does not publish the routine; words are numbers and letters, arrays are their addresses."""

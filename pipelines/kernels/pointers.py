@@ -18,7 +18,6 @@ ARGUMENTS = {
     "tpmqrt": (cython_lapack, "cciiiiieieieieiei"),
     "trmm": (cython_blas, "cccciieeiei"),
     "gemm": (cython_blas, "cciiieeieieei"),
-    "gemv": (cython_blas, "ciieeieieei"),
     "syrk": (cython_blas, "cciieeieei"),
     "herk": (cython_blas, "cciireirei"),
 }

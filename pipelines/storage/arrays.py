@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
 from pipelines.addresses import Address
@@ -20,6 +20,7 @@ from pipelines.roots import check_allowed
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.blosc import register_blosc
 from pipelines.storage.connect import open_objects
+from pipelines.storage.decoding import codecs_of, decoding_of
 from pipelines.storage.objects import PatientStore
 
 # Zarr asks for several names at once and raises the first error. asyncio logs those of the others, now and then, and
@@ -47,6 +48,8 @@ class ArrayInfo:
     """True when damage to a chunk's bytes cannot pass unnoticed: CRC-32C, gzip, or zstd with its checksum."""
     plain: bool
     """True when chunks are uncompressed files on a local disk, perhaps with a CRC-32C."""
+    near: bool
+    """True when chunks are files on a local disk that are decoded by the thread that wants them."""
     names: tuple[str, ...]
     """The array's `columns` attribute, when there is one."""
     metadata: str = ""
@@ -129,6 +132,7 @@ def describe(url: str) -> ArrayInfo:
         url=Address(url), shape=tuple(array.shape), dtype=_native(array, url), chunks=tuple(array.chunks),
         shards=tuple(array.shards) if array.shards else None, zarr_format=array.metadata.zarr_format,
         checksums=any(_checks(codec) for codec in codecs), plain=_is_plain(array, url),
+        near=local_path(url) is not None and decoding_of(array) is not None,
         names=_names(array.attrs.get("columns")), metadata=_digest(array),
     )  # fmt: skip
 
@@ -152,14 +156,6 @@ def _native(array: zarr.Array[Any], url: str) -> np.dtype[Any]:
             "or a real or complex float of at most 64 bits a part. Convert the array and run the job again."
         )
     return dtype.newbyteorder("=")
-
-
-def codecs_of(array: zarr.Array[Any]) -> tuple[Any, ...]:
-    """The codecs that chunks pass through; inside a shard, those of its inner chunks."""
-    if array.metadata.zarr_format == 2:
-        return tuple(filter(None, [*(array.metadata.filters or ()), array.metadata.compressor]))
-    codecs = tuple(array.metadata.codecs)
-    return tuple(codecs[0].codecs) if isinstance(codecs[0], ShardingCodec) else codecs
 
 
 def _checks(codec: Any) -> bool:

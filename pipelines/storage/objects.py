@@ -7,14 +7,19 @@ repeat most of what breaks while an answer arrives.  Here that goes on for minut
 import asyncio
 import random
 import re
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, override
 from urllib.parse import urlsplit
 
+import numpy as np
 import obstore
 from obstore.exceptions import BaseError as ObstoreError
+from obstore.exceptions import PreconditionError
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
@@ -31,6 +36,48 @@ FIRST_WAIT, MOST_WAIT = 0.5, 15.0
 """Seconds between two tries, which double, each shortened at random by up to a half so that workers spread out."""
 _answered: set[tuple[str, Any]] = set()
 """Hosts or buckets, with their endpoints, that this process has had an answer of."""
+
+
+PART_BYTES = 4 * 2**20
+"""Larger reads are asked for in parts of this size: one connection to a store brings some 50 to 100 MB/s."""
+MOST_PARTS = 16
+"""Parts on their way at a time, for one read."""
+_own = threading.local()
+
+
+def scratch(what: str, size: int) -> np.ndarray:
+    """Memory (size,) of uint8 with anything in it, this thread's until it asks for the same `what` again."""
+    held: dict[str, np.ndarray] = _own.__dict__
+    if what not in held or held[what].size < size:
+        held[what] = np.empty(size, np.uint8)
+    return held[what][:size]
+
+
+@dataclass
+class Wanted:
+    """The bytes of a chunk: where they are stored, and where they shall go."""
+
+    key: str
+    first: int = 0
+    size: int | None = None
+    """None for all that is there from `first` on."""
+    part: bool = False
+    """True when there may be more in the store than that."""
+    version: Any = None
+    """What they have to be a part of, as stores tell versions apart; None for any."""
+    into: memoryview | None = None
+    """Memory of the reader's, to be used if it has just the size that is found."""
+
+
+def rooms_of(wanted: list[Wanted]) -> list[memoryview]:
+    """Memory for the bytes of each, whose sizes are known: the reader's where it fits, else a part of this thread's."""
+    fits = [one.into is not None and one.into.nbytes == one.size for one in wanted]
+    sizes = [0 if fit else one.size or 0 for one, fit in zip(wanted, fits, strict=True)]
+    own, ends = memoryview(scratch("raw", sum(sizes))), list(accumulate(sizes, initial=0))
+    return [
+        one.into if fit and one.into is not None else own[start : start + size]
+        for one, fit, start, size in zip(wanted, fits, ends, sizes, strict=False)
+    ]
 
 
 def stamp_of(meta: Any) -> str:
@@ -118,6 +165,71 @@ class PatientStore(ObjectStore[Any]):
             await self._insist(key, lambda: obstore.get_range_async(self.store, key, start=0, length=1))
             raise  # that GET went well: answers to HEAD give no reason, and those to GET do
 
+    def heads(self, keys: Iterable[str]) -> dict[str, Any]:
+        """What `head` says of each of them, all asked for at once; None of one that is not there."""
+        at_once = asyncio.Semaphore(MOST_PARTS)
+
+        async def head(key: str) -> Any:
+            with suppress(FileNotFoundError):
+                async with at_once:
+                    return await self._head(key)
+            return None
+
+        async def every() -> dict[str, Any]:
+            wanted = list(dict.fromkeys(keys))
+            return dict(zip(wanted, await asyncio.gather(*map(head, wanted)), strict=True))
+
+        return sync(every())
+
+    def fetch(self, wanted: list[Wanted]) -> list[memoryview] | None:
+        """The bytes of chunks, many parts at a time, there until this thread asks again.
+
+        None when one is not there, or is another than it was.
+
+        Raises:
+            StoreError: the store does not give them.
+        """
+        heads = self.heads(one.key for one in wanted if one.size is None)
+        if None in heads.values():
+            return None
+        for one in wanted:
+            if one.size is None:
+                one.size, one.version = heads[one.key]["size"] - one.first, heads[one.key]["e_tag"]
+        rooms = rooms_of(wanted)
+        parts = [
+            (one, start, view[start : start + PART_BYTES])
+            for one, view in zip(wanted, rooms, strict=True)
+            for start in range(0, len(view), self._part_bytes(one))
+        ]
+        return rooms if sync(self._fetch(parts)) else None
+
+    def _part_bytes(self, one: Wanted) -> int:
+        """Parts of an object without a version might be of several, and servers of the web need not know parts."""
+        return PART_BYTES if one.version and self.address.store != "web" else max(1, one.size or 0)
+
+    async def _fetch(self, parts: list[tuple[Wanted, int, memoryview]]) -> bool:
+        at_once = asyncio.Semaphore(MOST_PARTS)
+
+        async def fill(one: Wanted, start: int, view: memoryview) -> bool:
+            first = one.first + start
+            options: Any = {"if_match": one.version} if one.version else {}
+            if first > 0 or len(view) < (one.size or 0) or one.part:
+                options["range"] = (first, first + len(view))
+
+            async def ask() -> Any:
+                return await (await obstore.get_async(self.store, one.key, options=options)).bytes_async()
+
+            async with at_once:
+                found = memoryview(await self._insist(one.key, ask))
+            if len(found) == len(view):
+                view[:] = found
+            return len(found) == len(view)
+
+        try:
+            return all(await asyncio.gather(*(fill(*part) for part in parts)))
+        except (FileNotFoundError, PreconditionError):
+            return False
+
     def read(self, key: str) -> bytes | None:
         """An object, or None where there is none."""
 
@@ -160,7 +272,7 @@ class PatientStore(ObjectStore[Any]):
         while True:
             try:
                 answer = await ask()
-            except FileNotFoundError:
+            except (FileNotFoundError, PreconditionError):
                 _answered.add(host)
                 raise
             except ObstoreError as error:

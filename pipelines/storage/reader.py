@@ -7,26 +7,27 @@ job accepts it, also for the inner chunks of a shard, which Zarr's own setting d
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from zarr.abc.store import SuffixByteRequest
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.codecs import Crc32cCodec
 from zarr.errors import ChunkNotFoundError
 
 from pipelines.addresses import Address
-from pipelines.chunkfiles import CRC_BYTES, ChunkFiles, content_of, damaged_letter, unreadable_letter
+from pipelines.chunkfiles import ChunkFiles, content_of, damaged_letter, unreadable_letter
 from pipelines.errors import BadData
 from pipelines.storage.answers import StoreError, first_line
-from pipelines.storage.arrays import codecs_of, describe, local_path, open_array
-from pipelines.storage.objects import stamp_of
+from pipelines.storage.arrays import describe, local_path, open_array
+from pipelines.storage.decoding import codecs_of, decoding_of
+from pipelines.storage.direct import Direct, Files, version_of
+from pipelines.storage.objects import Wanted, stamp_of
+from pipelines.storage.shards import Shards
 
-EMPTY_INNER_CHUNK = np.uint64(2**64 - 1)
-"""Offset and length of an inner chunk that a shard does not hold (Zarr v3 sharding specification)."""
+HEADS_AT_MOST = 4096
+"""Objects whose sizes and versions a reader remembers."""
 COUNT_AT_MOST = 1_000_000
 """Chunks of an array up to which a letter counts how many are missing; the web has no lists."""
 
@@ -41,8 +42,12 @@ class Reader:
         self.shape = (self.info.shape[0], self.info.shape[1] if len(self.info.shape) > 1 else 1)
         self.chunks = (self.info.chunks[0], self.info.chunks[1] if len(self.info.chunks) > 1 else 1)
         self._kept: tuple[tuple[slice, slice], np.ndarray] | None = None
-        self._sealed: set[tuple[int, int]] = set()
+        self._heads: dict[str, Any] = {}
         self._files = self._chunk_files() if self.info.plain else None
+        self._shards = (
+            Shards(self.array, self.info, self.key, self._missing, self._version) if self.info.shards else None
+        )
+        self._direct = None if self.info.plain else self._direct_reads()
         if fill_missing:
             self.array = self.array.with_config({"read_missing_chunks": True})
 
@@ -52,6 +57,31 @@ class Reader:
         return ChunkFiles(
             str(local_path(self.url)), self.shape, self.chunks, self.info.dtype, crc, fill, self.key, self._missing,
         )  # fmt: skip
+
+    def _direct_reads(self) -> Direct | None:
+        decoding, path = decoding_of(self.array), local_path(self.url)
+        if decoding is None:
+            return None
+        source: Any = self.array.store if path is None else Files(str(path))
+        return Direct(source, decoding, self.shape, self.chunks, self.info.dtype, self._where)
+
+    def _where(self, i: int, j: int) -> Wanted | None:
+        """Where the bytes of chunk (i, j) are, as far as is known."""
+        if self._shards is not None:
+            return self._shards.where(i, j)
+        key = self.key(i, j)
+        head = self._heads.get(key)
+        return Wanted(key) if head is None else Wanted(key, size=head["size"], version=head["e_tag"])
+
+    def _version(self, key: str) -> Any:
+        """What the stored bytes are told apart by while they are read in parts; None where that is not known."""
+        path = local_path(self.url)
+        if path is None:
+            head = self._heads.get(key)
+            return head and head["e_tag"]
+        with suppress(OSError):  # reading it will say
+            return version_of(os.stat(path / key))
+        return None
 
     def key(self, i: int, j: int) -> str:
         """The store's name of the chunk (or shard) at place (i, j) of the grid."""
@@ -70,8 +100,14 @@ class Reader:
         if self._files is not None:
             return self._files.read(rows, columns, np.empty(shape, self.info.dtype) if out is None else out)
         try:
-            if self.info.shards and not self.fill_missing:
-                self._check_shards(rows, columns)
+            if self._shards and not self.fill_missing:
+                self._shards.check(rows, columns)
+            filled = None if self._direct is None else np.empty(shape, self.info.dtype) if out is None else out
+            if self._direct is not None and filled is not None:
+                if self._direct.read(rows, columns, filled):
+                    return filled
+                if self._shards:  # they may be others by now
+                    self._shards.forget()
             block = self.array[rows, columns] if self.array.ndim == 2 else self.array[rows]
         except BadData:
             raise
@@ -115,10 +151,7 @@ class Reader:
 
     def _stored(self, i: int, j: int) -> tuple[int, int]:
         """The place of the stored object that holds chunk (i, j): the shard's, when there are shards."""
-        if not self.info.shards:
-            return i, j
-        per = [s // c for s, c in zip(self.info.shards, self.info.chunks, strict=True)]
-        return i // per[0], j // (per[1] if len(per) > 1 else 1)
+        return (i, j) if self._shards is None else self._shards.holding(i, j)
 
     def _missing(self, key: str, inner: str = "") -> BadData:
         fill = self.array.fill_value
@@ -137,54 +170,6 @@ class Reader:
         except Exception:  # noqa: BLE001  # a store that may not be listed
             return ""
 
-    def _check_shards(self, rows: slice, columns: slice) -> None:
-        """Zarr fills the missing inner chunks of a shard that is there; its index tells which they are."""
-        assert self.info.shards is not None
-        height, width = self.info.shards[0], self.info.shards[1] if len(self.info.shards) > 1 else 1
-        for i in range(rows.start // height, -(-rows.stop // height)):
-            for j in range(columns.start // width, -(-columns.stop // width)):
-                if (i, j) not in self._sealed:
-                    self._check_shard(i, j)
-                    self._sealed.add((i, j))
-
-    def _check_shard(self, i: int, j: int) -> None:
-        codec: Any = self._sharding()
-        simple = codec.index_location.value if hasattr(codec.index_location, "value") else codec.index_location
-        if simple != "end" or [type(c) for c in codec.index_codecs] not in (
-            [BytesCodec],
-            [BytesCodec, Crc32cCodec],
-        ):
-            raise BadData(
-                f"{self.url} keeps its shard index in a form that cannot be checked for missing inner chunks. "
-                "Set `missing_chunks: fill` in the job file to accept that, or write it with the default index."
-            )
-        per = np.array(self.info.shards) // np.array(self.info.chunks)
-        key = self.key(i, j)
-        index = self._shard_index(key, int(per.prod()), len(codec.index_codecs) == 2)
-        if index is None:
-            raise self._missing(key)
-        place = np.array((i, j)[: len(per)])
-        for number in np.flatnonzero((index == EMPTY_INNER_CHUNK).all(axis=1)):
-            inner = np.array(np.unravel_index(number, per)) + place * per
-            if np.all(inner * np.array(self.info.chunks) < np.array(self.info.shape)):
-                raise self._missing(key, f" (its inner chunk {tuple(int(k) for k in inner)})")
-
-    def _sharding(self) -> Any:
-        metadata: Any = self.array.metadata
-        return metadata.codecs[0]
-
-    def _shard_index(self, key: str, count: int, crc: bool) -> np.ndarray | None:
-        size = 16 * count + (CRC_BYTES if crc else 0)
-        path = f"{self.array.path}/{key}".lstrip("/")
-        raw = sync(self.array.store.get(path, default_buffer_prototype(), SuffixByteRequest(size)))
-        if raw is None:
-            return None
-        if len(raw) < size:
-            raise BadData(
-                damaged_letter(f"{self.url}/{key}", f"it holds {len(raw):,} bytes and its index alone has {size:,}")
-            )
-        return np.frombuffer(raw.to_bytes()[: 16 * count], "<u8").reshape(count, 2)
-
     def identity(
         self,
         rows: slice,
@@ -201,11 +186,26 @@ class Reader:
         The sum, modulo 2¹²⁸, of a hash of each chunk's name, size and modification time (or ETag), or of its name
         and `content`: sums of neighbouring regions add up, whatever the order.
         """
-        stamps = (
-            self._stamp(key, content=content) if known is None else f"{key} {known.get(key, 'missing')}"
-            for key in self.keys(rows, columns, within)
-        )
+        keys = list(self.keys(rows, columns, within))
+        if known is not None:
+            stamps = [f"{key} {known.get(key, 'missing')}" for key in keys]
+        elif local_path(self.url) is None and not content:
+            stamps = [f"{key} {'missing' if head is None else stamp_of(head)}" for key, head in self._asked(keys)]
+        else:
+            stamps = [self._stamp(key, content=content) for key in keys]
         return sum(map(_digest, stamps)) % 2**128
+
+    def _asked(self, keys: list[str]) -> Iterable[tuple[str, Any]]:
+        """What the store says of each object, for what is read next, too."""
+        store: Any = self.array.store
+        try:
+            heads = store.heads(keys)
+        except StoreError as error:
+            raise BadData(f"The chunk {self.url}/{error.key} cannot be read: {error}") from None
+        if len(self._heads) > HEADS_AT_MOST:
+            self._heads.clear()
+        self._heads.update((key, head) for key, head in heads.items() if head is not None)
+        return heads.items()
 
     def keys(self, rows: slice, columns: slice, within: tuple[slice, slice] | None = None) -> Iterator[str]:
         """The store's names of the chunks (or shards) that begin in a region, of all of the array or of a window."""
@@ -220,7 +220,7 @@ class Reader:
         path = local_path(self.url)
         try:
             if path is None:
-                return f"{key} {self._stamp_of_object(key, content=content)}"
+                return f"{key} {self._content_of_object(key)}"
             if content:
                 with open(path / key, "rb", buffering=0) as file:
                     return f"{key} {content_of(file, os.fstat(file.fileno()).st_size)}"
@@ -233,10 +233,8 @@ class Reader:
         except OSError as error:
             raise BadData(unreadable_letter(f"The chunk {self.url}/{key}", error)) from error
 
-    def _stamp_of_object(self, key: str, *, content: bool) -> str:
+    def _content_of_object(self, key: str) -> str:
         store: Any = self.array.store
-        if not content:
-            return stamp_of(store.head(key))
         raw = store.read(key)
         return "missing" if raw is None else content_of(io.BytesIO(raw), len(raw))
 

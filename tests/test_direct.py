@@ -1,0 +1,165 @@
+"""Chunks that are decoded without Zarr: the numbers that it reads, and whatever is odd is left to it."""
+
+from itertools import combinations
+
+import numcodecs
+import numpy as np
+import obstore
+import pytest
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+
+from pipelines.errors import BadData
+from pipelines.storage import objects
+from pipelines.storage.arrays import open_store
+from pipelines.storage.reader import Reader
+from tests.conftest import stored
+
+M, N, CHUNK = 23, 10, (4, 3)
+NUMBERS = np.random.default_rng(5).standard_normal((M, N)).round(2)
+BLOSC = BloscCodec(cname="lz4", shuffle="shuffle")
+DIRECT = {
+    "zstd": {"compressors": [ZstdCodec()]},
+    "zstd with its checksum": {"compressors": [ZstdCodec(checksum=True)]},
+    "zstd and crc32c": {"compressors": [ZstdCodec(), Crc32cCodec()]},
+    "blosc": {"compressors": [BLOSC]},
+    "blosc of zstd": {"compressors": [BloscCodec(cname="zstd", shuffle="bitshuffle")]},
+    "shards": {"compressors": None, "shards": (8, 6)},
+    "shards of crc32c": {"compressors": [Crc32cCodec()], "shards": (8, 6)},
+    "shards of zstd": {"compressors": [ZstdCodec()], "shards": (8, 6)},
+    "v2 with zstd": {"zarr_format": 2, "compressors": numcodecs.Zstd()},
+    "v2 with blosc": {"zarr_format": 2, "compressors": numcodecs.Blosc()},
+    "v2 with lz4": {"zarr_format": 2, "compressors": numcodecs.LZ4()},
+}
+LEFT_TO_ZARR = {
+    "gzip": {"compressors": [GzipCodec()]},
+    "two compressors": {"compressors": [ZstdCodec(), GzipCodec()]},
+    "a checksum before the compressor": {"compressors": [Crc32cCodec(), ZstdCodec()]},
+    "transposed": {"compressors": [ZstdCodec()], "filters": [TransposeCodec(order=(1, 0))]},
+    "v2 in F order": {"zarr_format": 2, "compressors": numcodecs.Zstd(), "order": "F"},
+    "v2 with a filter": {"zarr_format": 2, "compressors": numcodecs.Zstd(), "filters": [numcodecs.Shuffle(8)]},
+}
+
+
+class Nobody:
+    """In the place of Zarr's array: whoever reads from it fails."""
+
+    def __getitem__(self, place):
+        raise AssertionError(f"Zarr is asked for {place}")
+
+    def __getattr__(self, name):
+        return getattr(self.array, name)
+
+
+def without_zarr(url):
+    """A reader that may not read through Zarr."""
+    reader, nobody = Reader(url, fill_missing=False), Nobody()
+    nobody.array, reader.array = reader.array, nobody
+    return reader
+
+
+@pytest.mark.parametrize("form", DIRECT)
+def test_any_window_is_decoded_into_the_memory_that_is_given(save, form):
+    reader = without_zarr(save("A", NUMBERS, CHUNK, **DIRECT[form]))
+    for top, bottom in combinations((0, 3, 4, 17, M), 2):
+        for left, right in combinations((0, 2, 6, N), 2):
+            out = np.full((bottom - top, right - left), np.nan)
+            assert reader.read(slice(top, bottom), slice(left, right), out) is out
+            np.testing.assert_array_equal(out, NUMBERS[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("form", LEFT_TO_ZARR)
+def test_other_codecs_are_left_to_zarr(save, form):
+    reader = Reader(save("A", NUMBERS, CHUNK, **LEFT_TO_ZARR[form]), fill_missing=False)
+    assert reader._direct is None
+    np.testing.assert_array_equal(reader.read(slice(0, M), slice(0, N)), NUMBERS)
+
+
+@pytest.mark.parametrize("options", [{"shards": (12,)}, {}])
+def test_a_vector_is_one_column(save, options):
+    reader = without_zarr(save("b", NUMBERS[:, 0], (4,), compressors=[ZstdCodec()], **options))
+    np.testing.assert_array_equal(reader.read(slice(2, M), slice(0, 1)), NUMBERS[2:, :1])
+
+
+@pytest.mark.parametrize("numbers", [3, 11, 13])
+@pytest.mark.parametrize("compressor", [numcodecs.Zstd(), numcodecs.Blosc(), numcodecs.LZ4()])
+def test_a_chunk_that_holds_fewer_or_more_numbers_than_it_should_is_damaged(tmp_path, compressor, numbers):
+    url = stored(tmp_path / "A", NUMBERS, CHUNK, zarr_format=2, compressors=compressor)
+    (tmp_path / "A" / "1.0").write_bytes(compressor.encode(np.ones(numbers)))
+    reader, out = Reader(url, fill_missing=False), np.full(CHUNK, 7.0)  # of which nothing may be left over
+    with pytest.raises(BadData, match=r"The chunk .*/A/1.0 is damaged"):
+        reader.read(slice(4, 8), slice(0, 3), out)
+
+
+@pytest.mark.parametrize("compressors", [None, [ZstdCodec()]])
+def test_a_shard_that_is_written_again_is_read_by_its_own_index(tmp_path, compressors):
+    url = stored(tmp_path / "A", NUMBERS, CHUNK, compressors=compressors, shards=(8, 6))
+    reader = Reader(url, fill_missing=False)
+    reader.read(slice(0, M), slice(0, N))
+    later = np.random.default_rng(6).standard_normal((M, N))  # which zstd makes longer
+    zarr.open_array(url, mode="r+")[...] = later
+    for _ in range(2):
+        np.testing.assert_array_equal(reader.read(slice(0, M), slice(0, N)), later)
+
+
+def test_a_shard_whose_index_is_damaged_is_named(tmp_path):
+    url = stored(tmp_path / "A", NUMBERS, CHUNK, compressors=None, shards=(8, 6))
+    file = tmp_path / "A" / "c" / "1" / "0"
+    raw = bytearray(file.read_bytes())
+    raw[-20] ^= 1  # of a length, which Zarr's own index has a checksum for
+    file.write_bytes(raw)
+    with pytest.raises(BadData, match=rf"The chunk {file} is damaged: its index does not have the CRC-32C"):
+        Reader(url, fill_missing=False).read(slice(0, M), slice(0, N))
+
+
+# Objects
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Objects come in parts of 50 bytes."""
+    monkeypatch.setattr(objects, "PART_BYTES", 50)
+
+
+@pytest.mark.parametrize("form", ["plain", "crc32c", "zstd", "shards of zstd", "v2 with blosc"])
+def test_objects_are_put_together_from_their_parts(s3, parts, form):
+    options = DIRECT | {"plain": {"compressors": None}, "crc32c": {"compressors": [Crc32cCodec()]}}
+    stored(open_store(f"{s3}/A"), NUMBERS, CHUNK, **options[form])
+    reader, out = without_zarr(f"{s3}/A"), np.full((M - 1, N), np.nan)
+    assert reader.read(slice(1, M), slice(0, N), out) is out
+    np.testing.assert_array_equal(out, NUMBERS[1:])
+
+
+def test_no_chunk_is_put_together_from_two_versions(s3, parts):
+    store = open_store(f"{s3}/A")
+    stored(store, NUMBERS, CHUNK, compressors=None)
+    reader = Reader(f"{s3}/A", fill_missing=False)
+    everything = slice(0, M), slice(0, N)
+    before = reader.identity(*everything, within=everything)  # after which versions are known
+    zarr.open_array(store, mode="r+")[...] = -NUMBERS
+    np.testing.assert_array_equal(reader.read(*everything), -NUMBERS)
+    with pytest.raises(AssertionError, match="Zarr is asked for"):  # since what is known does not hold any more
+        asked_directly(reader, everything)
+    assert reader.identity(*everything, within=everything) != before
+    asked_directly(reader, everything)
+
+
+def asked_directly(reader, window):
+    array, nobody = reader.array, Nobody()
+    nobody.array, reader.array = array, nobody
+    try:
+        reader.read(*window)
+    except BadData as error:
+        raise AssertionError(str(error)) from error
+    finally:
+        reader.array = array
+
+
+def test_an_object_that_is_gone_is_missing_or_filled(s3):
+    store = open_store(f"{s3}/A")
+    stored(store, NUMBERS, CHUNK, compressors=[ZstdCodec()])
+    obstore.delete(store.store, "c/2/0")
+    with pytest.raises(BadData, match=r"The chunk c/2/0 of s3://.*/A is not in the store"):
+        Reader(f"{s3}/A", fill_missing=False).read(slice(0, M), slice(0, N))
+    filled = Reader(f"{s3}/A", fill_missing=True).read(slice(0, M), slice(0, N))
+    assert (filled[8:12, :3] == 0).all()
