@@ -125,7 +125,9 @@ def write_objects(folder: Path) -> None:
 # The numbers in them
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow), pytest.param(-np.inf, marks=pytest.mark.slow)]
+)
 def test_numbers_that_are_not_finite_in_a_tall_matrix(problem, save, refused, value):
     made = problem()
     bad = with_entry(with_entry(made.A, (17, 2), value), (41, 0), np.nan)

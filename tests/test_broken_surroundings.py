@@ -128,7 +128,7 @@ def test_a_run_that_is_stopped_while_its_workers_start_ends_in_one_line(job, num
 
 
 @LINUX
-@pytest.mark.parametrize("delay", [0.0, slow(0.2), slow(0.35), 0.4, slow(0.45), slow(0.5)])
+@pytest.mark.parametrize("delay", [slow(0.0), slow(0.2), slow(0.35), 0.4, slow(0.45), slow(0.5)])
 def test_a_run_survives_the_end_of_the_server_that_forks_its_workers(job, delay):
     """The kernel kills what takes memory; this once made the run wait for ever."""
     process = started(job, "-q")
@@ -144,6 +144,7 @@ def test_a_run_survives_the_end_of_the_server_that_forks_its_workers(job, delay)
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.slow
 def test_a_group_that_only_holds_a_result_is_not_overwritten(job):
     """Its metadata, when consolidated, contains that of its members."""
     assert typed(job, "$T run job.yaml -q --set output=project.zarr/fit").returncode == 0
@@ -179,6 +180,7 @@ def edit(folder, change):
     path.write_text(json.dumps(root))
 
 
+@pytest.mark.slow
 def test_show_names_the_version_that_it_cannot_read(job):
     assert typed(job, "$T run job.yaml -q").returncode == 0
     edit(job, lambda summary: summary | {"schema": "result/99"})
@@ -188,6 +190,7 @@ def test_show_names_the_version_that_it_cannot_read(job):
     )
 
 
+@pytest.mark.slow
 def test_show_names_the_place_that_it_was_given(job):
     done = typed(job, "$T run job.yaml -q && mv out/r.zarr out/moved.zarr && $T show out/moved.zarr")
     assert done.stdout.count('open_result("out/moved.zarr").x') == 1

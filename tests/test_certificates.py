@@ -317,6 +317,7 @@ def test_a_server_that_is_not_trusted_is_left_at_once(served, folders, tmp_path)
     assert "cannot be read (no certificate in PEM format)" in done.stderr
 
 
+@pytest.mark.slow
 def test_plain_http_to_a_server_that_encrypts_and_the_reverse_are_letters(served, tmp_path):
     done = served.tallgrass("list", env={"TALLGRASS_SERVER": served.url.replace("https", "http")})
     assert done.returncode == 5
@@ -358,6 +359,7 @@ def test_a_server_with_another_name_or_an_old_certificate_is_not_trusted(folders
         client.server()
 
 
+@pytest.mark.slow
 def test_a_server_does_not_start_with_a_certificate_that_has_ended(folders, tmp_path):
     files = ("--cert", folders.ended / "server.pem", "--key", folders.ended / "server-key.pem")
     done = tallgrass("serve", "--port", free_port(), "--state", tmp_path, "--root", tmp_path, *files)

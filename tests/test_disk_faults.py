@@ -234,6 +234,7 @@ def test_what_cannot_be_spilled_stays_in_memory(tmp_path):
 # The service
 
 
+@pytest.mark.slow
 def test_a_job_of_a_server_whose_disk_is_full_fails_with_the_letter_and_can_be_tried_again(data, tmp_path):
     from tests.served import Served
     from workers import Client

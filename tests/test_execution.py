@@ -94,7 +94,9 @@ def assert_gone(processes: list[psutil.Process]) -> None:
 # Ctrl-C
 
 
-@pytest.mark.parametrize("moment", ["dashboard:", "factor:", "factor: done"])
+@pytest.mark.parametrize(
+    "moment", ["factor:", *(pytest.param(one, marks=pytest.mark.slow) for one in ("dashboard:", "factor: done"))]
+)
 def test_an_interrupt_stops_the_work_and_leaves_nothing(long, tmp_path, moment):
     with command(tmp_path, long.fields | {"output": "out/x"}) as process:
         said = until(process, moment)
@@ -111,6 +113,7 @@ def test_an_interrupt_stops_the_work_and_leaves_nothing(long, tmp_path, moment):
     assert not [path for path in tmp_path.rglob("*") if path.name not in ("job.yaml", "out")]
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_stops_the_work_without_a_traceback(long, tmp_path):
     written(tmp_path, long.fields | {"output": "x"})
     pid, terminal = pty.fork()

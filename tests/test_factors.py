@@ -353,7 +353,9 @@ def test_a_wide_matrix_is_written_by_its_columns(save, tmp_path, kind, rng):
     assert stored.chunks == ((12, 64) if kind == "svd" else (64, 12))
 
 
-@pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "svd" else pytest.param(kind, marks=pytest.mark.slow) for kind in JOBS]
+)
 def test_any_number_of_threads_and_workers_gives_the_same_bits(save, tmp_path, kind, rng):
     matrix = save("A", randsvd(rng, 5000, 12, 1e6), (100, 12), compressors=[Crc32cCodec()])
     make, name = JOBS[kind]

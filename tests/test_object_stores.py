@@ -44,6 +44,7 @@ def test_workers_read_from_s3_and_write_a_wide_answer_there(s3, command):
     np.testing.assert_allclose(open_result(f"{s3}/out").x, np.linalg.lstsq(A, A[:, 0])[0], atol=1e-14)
 
 
+@pytest.mark.slow
 def test_workers_write_a_pseudoinverse_and_scores_to_s3_chunk_by_chunk(s3, command):
     A = np.random.default_rng(4).standard_normal((60, 3))
     zarr.create_array(open_store(f"{s3}/A"), shape=A.shape, chunks=(25, 3), dtype=A.dtype)[...] = A

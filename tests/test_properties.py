@@ -134,7 +134,7 @@ def test_arrays_in_memory_are_solved_as_numpy_does(problem):
     check(A, b, run(LeastSquares(matrix=A, rhs=b)))
 
 
-@settings(few, max_examples=80)
+@settings(few, max_examples=40)
 @given(problems(), st.data())
 def test_stored_arrays_are_solved_as_numpy_does(problem, data):
     A, b = problem

@@ -345,7 +345,7 @@ def test_any_chunking_gives_the_same_values_and_chunk_aligned_vectors(save, tmp_
     assert result.certificate.method == "block_krylov"
 
 
-@pytest.mark.parametrize("name", [*ITERATED, "sketch"])
+@pytest.mark.parametrize("name", ["sketch", *(pytest.param(name, marks=pytest.mark.slow) for name in ITERATED)])
 def test_any_number_of_threads_and_workers_gives_the_same_bits(save, tmp_path, name):
     A = with_values(1 / np.arange(1, 41), 3000, 40)
     matrix = save("A", A, (100, 40), compressors=[Crc32cCodec()])

@@ -125,6 +125,7 @@ def test_a_wrong_job_file_never_reaches_the_server(served):
     assert 'rdige: there is no such field. Did you mean "ridge"?' in done.stderr
 
 
+@pytest.mark.slow
 def test_several_values_make_a_job_for_each(served, client):
     done = served.tallgrass("submit", "job.yaml", "--set", "ridge=0.1,1,10", "--name", "sweep", "--wait")
     assert done.returncode == 0, done.stderr
@@ -135,6 +136,7 @@ def test_several_values_make_a_job_for_each(served, client):
     assert [job["id"] for job in listed] == [job.id for job in found][::-1]
 
 
+@pytest.mark.slow
 def test_list_shows_a_line_for_each_job_and_pages(served):
     for number in range(3):
         served.tallgrass("submit", "job.yaml", "--name", "paged", "--set", f"output=paged-{number}.zarr", "--wait")
@@ -353,6 +355,7 @@ def test_odd_text_in_a_request_is_a_letter(served):
     assert submit(long) == (422, "matrix: found a place of 2,001 characters; needed at most 1,000")
 
 
+@pytest.mark.slow
 def test_odd_words_on_the_command_line_are_letters(served):
     for words, env, letter in (
         (["submit", "job.yaml", "--idempotency-key", "ключ"], {}, "An idempotency key is made of printable ASCII"),

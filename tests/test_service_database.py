@@ -85,6 +85,7 @@ def test_two_servers_share_one_queue_and_when_one_dies_the_other_takes_its_jobs(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
+@pytest.mark.slow
 def test_a_queue_on_a_full_disk_says_so_and_goes_on_when_there_is_room(tmp_path):
     store_problem(tmp_path, 4000, 8)
     state = tmp_path / "small"

@@ -59,7 +59,7 @@ def running(served, client, name):
 @pytest.mark.parametrize("delay", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 @pytest.mark.parametrize(
     "part",
-    ["driver", "worker", "server", *(pytest.param(part, marks=pytest.mark.slow) for part in ("agent", "host"))],
+    ["worker", "server", *(pytest.param(part, marks=pytest.mark.slow) for part in ("driver", "agent", "host"))],
 )
 def test_a_job_survives_the_death_of_any_part(served, client, part, delay):
     job = running(served, client, f"{part}-{delay}")
