@@ -26,10 +26,11 @@ from pipelines import storage
 from pipelines.addresses import Address
 from pipelines.errors import InputChanged
 from pipelines.matrix import NAMES, InMemory, Span, Stored, System, Tally
+from pipelines.passes.gram import packed, unpacked
 from pipelines.passes.output import Target
 from pipelines.synthetic import Synthetic, SyntheticRhs
 
-FORM = b"tallgrass-checkpoint-2\n"
+FORM = b"tallgrass-checkpoint-3\n"
 DIGEST_BYTES = 32
 ALIGNED = 64
 DECIDE_BITS = ("numpy", "scipy", "zarr", "numcodecs")
@@ -212,6 +213,9 @@ def encoded(made: Made, name: str, read: list[int]) -> list[bytes | memoryview]:
 
 def _described(value: Any, arrays: list[np.ndarray]) -> Any:
     """The value as JSON; arrays are put aside."""
+    if isinstance(value, np.ndarray) and _is_triangle(value):
+        arrays.append(packed(value))
+        return {"triangle": value.dtype.str, "columns": len(value)}
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return {"array": value.dtype.str, "shape": list(value.shape), "order": _order(value)}
@@ -231,6 +235,13 @@ def _described(value: Any, arrays: list[np.ndarray]) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     raise TypeError(f"{type(value)} is nothing that a state may hold")
+
+
+def _is_triangle(array: np.ndarray) -> bool:
+    """Whether an array in column order has nothing below its diagonal, not even the sign of a zero."""
+    if array.ndim != 2 or len(set(array.shape)) != 1 or _order(array) != "F" or array.dtype.kind not in "fc":
+        return False
+    return not any(array[j + 1 :, j].view(np.uint8).any() for j in range(len(array) - 1))
 
 
 def decoded(raw: bytes, name: str) -> tuple[Made, list[int]] | None:
@@ -271,6 +282,9 @@ def _rebuilt(told: Any, arrays: _Arrays) -> Any:
     if "array" in told:
         array = arrays.next(np.dtype(told["array"]), told["shape"], told["order"])
         return array[()] if "scalar" in told else array
+    if "triangle" in told:
+        p = told["columns"]
+        return unpacked(arrays.next(np.dtype(told["triangle"]), [p * (p + 1) // 2], "C"), p)
     if "class" in told:
         module, name = told["class"]
         held = {key: _rebuilt(value, arrays) for key, value in told["fields"].items()}

@@ -14,7 +14,7 @@ from pipelines.kinds import kind_of, resolved
 from pipelines.kinds.apply import as_factored
 from pipelines.kinds.base import Step
 from pipelines.layout import Layout, factor_flops, lay_out, tree_depth, tree_levels
-from pipelines.methods.cholesky_qr import sample_spans
+from pipelines.methods.cholesky_qr import PIECES, sample_spans
 from pipelines.methods.options import Exact, PlainGram, Tsqr
 from pipelines.rates import Rates, load_rates
 from pipelines.units import counted, format_bytes
@@ -163,7 +163,8 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
     kind = kind_of(job)
     info, keeps = inputs.infos.get("matrix"), job.output is not None and job.checkpoints
     reads = 0 if inputs.synthetic else 1 if info is None or job.fingerprint == "stat" else 3 if keeps else 2
-    passes = tuple(_pass(step, layout, resources, rates, reads) for step in kind.steps(job, layout))
+    steps = kind.steps(job, layout)
+    passes = tuple(_pass(step, layout, resources, rates, reads) for step in steps)
     if layout.sample and not layout.given:
         passes = (_sample(layout, resources, rates, reads), *passes)
     plan = Plan(
@@ -186,7 +187,7 @@ def plan_of(job: Job, inputs: Inputs, layout: Layout, resources: Resources, rate
         seconds=sum(one.seconds for one in passes) + _small_seconds(layout, job.verify),
         peak_bytes_per_worker=peak_bytes(job, layout, resources.threads),
         memory_bytes_per_worker=resources.memory_bytes,
-        scratch_bytes=_scratch_bytes(job, layout, len(passes)),
+        scratch_bytes=_scratch_bytes(job, layout, steps),
         workers=resources.workers,
         threads=resources.threads,
         rates=rates.source,
@@ -226,13 +227,17 @@ def _sample(layout: Layout, resources: Resources, rates: Rates, reads: int) -> P
     return _pass(Step("sample", factor_flops(rows, layout.p, 0), factors=True), part, resources, rates, reads)
 
 
-def _scratch_bytes(job: Job, layout: Layout, passes: int) -> int:
-    """One state for each span of each pass, and one more: R beside QᴴB, or what goes with the columns of A."""
+def _scratch_bytes(job: Job, layout: Layout, steps: list[Step]) -> int:
+    """One state for each span of each pass, and one more: triangles are packed, and QᴴB is beside them."""
     if job.output is None or not job.checkpoints:
         return 0
-    columns = layout.shape.columns
-    entries = max(layout.p * (layout.p + layout.t), columns * max(layout.p, layout.shape.k))
-    return (passes + 1) * layout.span_count * (entries * layout.shape.dtype.itemsize + CHECKPOINT_BYTES)
+    n, k, p = layout.shape.columns, layout.shape.k, layout.p
+    triangle, other = p * (p + 1) // 2 + p * layout.t, n * max(p, k)
+    entries = [triangle if step.factors else 2 * n * k if step.sums else other for step in steps]
+    states = layout.span_count * (sum(entries) + max(entries))
+    states += len(sample_spans(layout)) * triangle if layout.sample else 0
+    files = layout.span_count * (len(steps) + 1) + PIECES
+    return states * layout.shape.dtype.itemsize + files * CHECKPOINT_BYTES
 
 
 def _small_seconds(layout: Layout, verify: bool) -> float:

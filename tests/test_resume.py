@@ -232,6 +232,18 @@ def test_a_state_comes_back_as_it_was_in_every_bit_and_in_the_same_order_of_memo
     assert [part.shape for part in again.rows.blocks] == [(4,), (0, 2)]
 
 
+@pytest.mark.parametrize("dtype", [float, complex])
+def test_a_triangle_takes_half_the_room_and_only_one_that_is_none_loses_nothing(dtype):
+    R = np.asfortranarray(np.triu(np.random.default_rng(2).standard_normal((200, 200)).astype(dtype)))
+    raw = b"".join(encoded((R, Tally(5)), "n", [1]))
+    assert len(raw) < 0.52 * R.nbytes + 1000
+    again = decoded(raw, "n")[0][0]
+    assert (again.tobytes("F"), again.flags.f_contiguous) == (R.tobytes("F"), True)
+    R[150, 3] = -0.0
+    raw = b"".join(encoded((R, Tally(5)), "n", [1]))
+    assert decoded(raw, "n")[0][0].tobytes("F") == R.tobytes("F")
+
+
 def test_equal_parts_of_other_things_have_other_digests():
     pairs = [
         (["a", "b"], ["ab"]),

@@ -28,6 +28,8 @@ class Step:
     """True when its arithmetic is that of the sweep, and its states merge at n³."""
     writes: int = 0
     """Bytes that its tasks write."""
+    sums: bool = False
+    """True when its states are a few vectors for each right-hand side."""
     products: bool = False
     """True when nearly all of its arithmetic is products with many columns, at a good part of the rate of dgemm."""
 

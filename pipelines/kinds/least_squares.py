@@ -40,7 +40,7 @@ def steps(job: LeastSquares, layout: Layout) -> list[Step]:
     if shape.wide and job.verify:
         found.append(Step("combine", multiply * complex_))
     if shape.wide or job.verify:
-        found.append(Step("combine" if shape.wide else "verify", multiply * complex_))
+        found.append(Step("combine" if shape.wide else "verify", multiply * complex_, sums=not shape.wide))
     return found
 
 
