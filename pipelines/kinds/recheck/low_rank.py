@@ -18,14 +18,16 @@ from pipelines.kinds.recheck.base import (
     values,
     with_held,
 )
+from pipelines.kinds.recheck.remade import lost_by, mapped
 from pipelines.kinds.recheck.svd import bounds
 from pipelines.methods.options import Exact, Sketch
+from pipelines.passes.beside import Held
 from pipelines.result import Result
 from pipelines.small.rounding import unit
 
 
 def recheck(work: Work, result: Result) -> Rechecked:
-    """L and R beside A; s against new values, or against L and R where those are all that a random block found."""
+    """‖A − L R‖; the large factor against A times the small one; s against new values, or against both factors."""
     wide, s, options = work.layout.shape.wide, result["s"], spectral.method(work.job, work.layout.shape)
     exact, most = isinstance(options, Exact), roundings(work, work.layout.shape.rows)
     certificate, compared = before(result), []
@@ -35,18 +37,25 @@ def recheck(work: Work, result: Result) -> Rechecked:
         compared = values(result, ("s",), spectrum.s, most)
     large, F = ("R", result["L"].conj().T) if wide else ("L", result["R"])
     held, tally = beside(work, result, large, F, across=wide, back=not exact)
+    weights = weights_of(work.job, s, wide=wide)
+    rest = s / np.where(weights > 0, weights, 1)  # what F has of S
+    rest = np.where(rest > 0, rest, 1)
     if not exact:
-        most = most + 4 * unit(work.dtype)  # of both factors
-        weights = weights_of(work.job, s, wide=wide)
-        rest = s / np.where(weights > 0, weights, 1)
-        Vh = F / np.where(rest > 0, rest, 1)[:, None]
-        squared = (held.back * F.conj()).sum(axis=1).real  # sⱼ², where A V is U S
-        size = float(np.linalg.norm(squared))
-        sketched = isinstance(options, Sketch)
-        compared = _guessed(work, result) if sketched else [Compared("s", distance(s**2, squared, size), most)]
-        compared += bounds(result, spectral.residuals(held, s, Vh, weights), most)
+        compared = _lengths(work, result, held, F, most)
+        compared += bounds(result, spectral.residuals(held, s, F / rest[:, None], weights), most + 4 * unit(work.dtype))
+    W = (F.conj().T / rest**2).astype(work.layout.shape.dtype)  # A Fᴴ = L F Fᴴ
+    _, _, made = mapped(work, result, work.system(), large, W, lost_by(F, W), across=wide)
     certificate = replace(with_held(certificate, held, len(F)), orthogonality=None)
-    return Rechecked(certificate, tally.identity, tuple(compared))
+    return Rechecked(certificate, tally.identity, (*compared, made))
+
+
+def _lengths(work: Work, result: Result, held: Held, F: np.ndarray, most: float) -> list[Compared]:
+    """The values of a random block, whose squares are on the diagonal of Lᴴ A Rᴴ; a sketch has guessed them, and does so again."""
+    if isinstance(spectral.method(work.job, work.layout.shape), Sketch):
+        return _guessed(work, result)
+    squared = (held.back * F.conj()).sum(axis=1).real  # sⱼ², where A V is U S
+    size = float(np.linalg.norm(squared))
+    return [Compared("s", distance(result["s"] ** 2, squared, size), most + 4 * unit(work.dtype))]
 
 
 def _guessed(work: Work, result: Result) -> list[Compared]:

@@ -23,7 +23,7 @@ from pipelines.kinds.recheck.base import (
     rows_of,
     side_by_side,
 )
-from pipelines.kinds.recheck.remade import mapped
+from pipelines.kinds.recheck.remade import lost_by, mapped
 from pipelines.kinds.recheck.svd import left_of
 from pipelines.kinds.recheck.triangle import vectors
 from pipelines.matrix import System, Tally, Together
@@ -110,9 +110,8 @@ def _scores(
     lengths = np.full(len(s), (rows - 1) ** 0.5)
     with np.errstate(divide="ignore", invalid="ignore"):
         W = Vh.conj().T / (s / lengths) if job.whiten else Vh.conj().T
-    seen, later, compared = mapped(
-        work, result, found.with_means(result["mean"], by), "scores", W.astype(found.R.dtype)
-    )
+    system, W = found.with_means(result["mean"], by), W.astype(found.R.dtype)
+    seen, later, compared = mapped(work, result, system, "scores", W, lost_by(Vh, found.R))
     unchanged(found.tally, replace(later, identity=(later.identity[0], 0, 0)))
     gram = of(uncorrelated(seen.gram, lengths if job.whiten else s), 1.0)
     return replace(certificate, verified=True, orthogonality=gram), compared
@@ -133,13 +132,13 @@ def _wide(work: Work, result: Result) -> Rechecked:
     certificate = replace(certificate, verified=True, orthogonality=gram)
     lengths = s / (samples - 1) ** 0.5 if work.job.scale else s
     size = float(np.linalg.norm(found.spectrum)) / ((samples - 1) ** 0.5 if work.job.scale else 1.0)
-    Zh = left_of(held.back)
+    Zh, clear = left_of(held.back), s > SIX_DIGITS * s.max(initial=0.0)
     beheld, later = _beheld(work, result, system, Zh.conj().T, lengths)
     unchanged(tally, replace(later, identity=(later.identity[0], 0, 0)))
     stored = most + 2 * unit(Y.dtype)
     compared = [
         *_variances(result, found.spectrum, samples, most),
-        _turned(Compared("components", of(beheld.misfit**0.5, size), stored * max(1, k) ** 0.5), Zh),
+        _turned(Compared("components", of(beheld.misfit**0.5, size), stored * max(1, k) ** 0.5), Zh[clear]),
         Compared("mean", of(beheld.mean, 1.0), most),
     ]
     if work.job.scale:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipelines.certify import FactorCertificate
-from pipelines.kinds.base import Work
+from pipelines.kinds.base import Work, positive_diagonal
 from pipelines.kinds.factors import certificate_of, tolerance_of
 from pipelines.kinds.qr import pivoted
 from pipelines.kinds.recheck.base import Compared, Rechecked, as_cut, beside, of, roundings, values, with_held
@@ -55,7 +55,7 @@ def _triangle(result: Result, new: np.ndarray, decision: Decision, most: float) 
     if named.value:
         return [named]
     R, P = pivoted(new, decision)
-    left = triangle(new, R, 0.0, P).value
+    left = triangle(new, positive_diagonal(R)[0], 0.0, P).value
     return [named, triangle(new, then, most + OTHER_PIVOTS * left, result["P"])]
 
 

@@ -17,10 +17,17 @@ from pipelines.storage import describe
 
 
 def remade(
-    work: Work, result: Result, system: System, basis: Basis, outputs: Sequence[Output], *, measure: bool = False
+    work: Work,
+    result: Result,
+    system: System,
+    basis: Basis,
+    outputs: Sequence[Output],
+    *,
+    measure: bool = False,
+    across: bool = False,
 ) -> tuple[Remade, Tally]:
-    """How far the stored rows of all outputs are from those of today, in one read."""
-    stored = [rows_of(work, result, output.name, across=False) for output in outputs]
+    """How far the stored rows of all outputs are from those of today, in one read; `across` as for `rows_of`."""
+    stored = [rows_of(work, result, output.name, across=across) for output in outputs]
     b: tuple[Source, ...] = () if system.b is None else (system.b,)
     together = Together((*b, *stored))
     k = sum(source.shape[1] for source in b)
@@ -33,7 +40,7 @@ def remade(
 
 
 def mapped(
-    work: Work, result: Result, system: System, name: str, W: np.ndarray, fewer: float = 0.0
+    work: Work, result: Result, system: System, name: str, W: np.ndarray, fewer: float = 0.0, *, across: bool = False
 ) -> tuple[Remade, Tally, Compared]:
     """The same of rows a W that are stored under a name, column by column; W has lost `fewer` of itself by rounding.
 
@@ -42,10 +49,15 @@ def mapped(
     assert result.url is not None
     outputs = [Output(name, np.eye(W.shape[1]), None)]
     most = roundings(work, work.layout.shape.rows) + 2 * unit(describe(result.url / name).dtype)
-    found, tally = remade(work, result, system, Basis(W=W), outputs, measure=True)
+    found, tally = remade(work, result, system, Basis(W=W), outputs, measure=True, across=across)
     longest = found.norm**0.5 * np.linalg.norm(W, axis=0)
     size = enlarged(np.sqrt(found.size), longest, most) + longest * fewer / most
     return found, tally, Compared(name, worst(np.sqrt(found.apart), size), most)
+
+
+def lost_by(stored: np.ndarray, made: np.ndarray) -> float:
+    """What a small factor has lost that is stored in a narrower type than it was made in."""
+    return 2 * unit(stored.dtype) if stored.dtype.itemsize < made.dtype.itemsize else 0.0
 
 
 def enlarged(lengths: np.ndarray, by: np.ndarray, most: float) -> np.ndarray:
