@@ -24,6 +24,7 @@ from pipelines.progress import Listener, ignore
 from pipelines.rates import load_rates
 from pipelines.result import Result, open_result, whole
 from pipelines.small.backward import U
+from pipelines.small.rounding import unit
 from pipelines.storage import describe
 
 MEASURED = ("backward_error", "forward_error_bound", "reconstruction_error", "orthogonality", "penrose", "ridge_error")
@@ -71,7 +72,7 @@ class Verification:
 
 
 def verify(result: Result | str, client: Any = None, listener: Listener = ignore, *, job: Any = None) -> Verification:
-    """Measure a stored result on its input again, with 1 to 6 reads of both; nothing is written.
+    """Measure a stored result on its input again, with a few reads of both; nothing is written.
 
     `job` takes the place of the one that the result names, when its arrays have moved; `client` is a
     distributed.Client, and without one the reads run in this process.
@@ -100,7 +101,7 @@ def verify(result: Result | str, client: Any = None, listener: Listener = ignore
         seen = RECHECKS[job.kind](work, found)
     before, certificate = found.certificate, seen.certificate
     compared = tuple(_number(one) for one in seen.compared)
-    numbers = (*_numbers(before.to_dict(), certificate.to_dict(), certificate.n), *compared)
+    numbers = (*_numbers(before.to_dict(), certificate.to_dict(), certificate.n, unit(work.dtype)), *compared)
     return Verification(
         holds=_all_hold(numbers, before.rank == certificate.rank),
         rank=(before.rank, certificate.rank),
@@ -142,7 +143,8 @@ def _described(result: Result) -> dict[str, Any]:
     return {**job, "output": str(result.url)}
 
 
-def _numbers(before: Mapping[str, Any], now: Mapping[str, Any], n: int) -> Any:
+def _numbers(before: Mapping[str, Any], now: Mapping[str, Any], n: int, last_digit: float) -> Any:
+    least = ROUNDINGS * U * math.sqrt(max(n, 1))
     for name in MEASURED:
         found, stored = now.get(name), before.get(name)
         parts = found if isinstance(found, Mapping) else {None: found}
@@ -151,7 +153,9 @@ def _numbers(before: Mapping[str, Any], now: Mapping[str, Any], n: int) -> Any:
                 continue
             then = stored[part] if isinstance(stored, Mapping) else stored
             then = None if then is None else float(then)
-            yield Number(part or name, then, float(value), _holds(name, then, float(value), n))
+            # X A X, but not X, is free of what its last digits add outside the span of A's rows.
+            rounded = 2 * last_digit if part == "XAX = X" else 0.0
+            yield Number(part or name, then, float(value), _holds(name, then, float(value), least + rounded))
 
 
 def _number(one: Compared) -> Number:
@@ -166,12 +170,11 @@ def _all_hold(numbers: tuple[Number, ...], same_rank: bool) -> bool | None:
     return None if None in held else True
 
 
-def _holds(name: str, stored: float | None, now: float, n: int) -> bool | None:
+def _holds(name: str, stored: float | None, now: float, least: float) -> bool | None:
     if stored is None:
         return None
     if math.isinf(stored):
         return not math.isnan(now)
-    least = ROUNDINGS * U * math.sqrt(max(n, 1))
     return now <= SAME * stored + least if name in SUMMED else now <= max(least, WORSE * stored)
 
 

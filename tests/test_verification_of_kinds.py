@@ -237,3 +237,23 @@ def test_what_was_made_with_a_result_in_memory_is_measured_with_a_job_that_holds
     pca = run(PCA(matrix=str(data / "A")))
     job = PCATransform(pca=pca, matrix=str(data / "A"), output=f"{tmp_path}/scores")
     assert verify(run(job), job=job).holds
+
+
+def test_an_operator_of_an_ill_conditioned_matrix_holds_in_the_slabs_that_it_was_made_in(tmp_path):
+    U, _, Vh = np.linalg.svd(np.random.default_rng(8).standard_normal((9000, 12)), full_matrices=False)
+    stored(tmp_path / "A", (U * np.geomspace(1, 1e-12, 12)) @ Vh, (3500, 12))
+    stored(tmp_path / "b", np.ones((9000, 1)))
+    for operator in (IMPLICIT, OPERATOR):
+        what = "Q_adjoint" if operator is IMPLICIT else "project_left_null"
+        made(tmp_path, tmp_path / what, {"kind": "apply", "operator": operator, "rhs": "b", "compute": [what]})
+        assert verify(f"{tmp_path}/{what}-operator").holds
+        found = verify(f"{tmp_path}/{what}")
+        assert found.holds
+        assert found.numbers[0].now == 0  # equal slabs give equal bits
+
+
+def test_a_truncated_pseudoinverse_in_few_digits_holds_with_what_they_add_to_it(tmp_path):
+    random = np.random.default_rng(9)
+    stored(tmp_path / "A", random.standard_normal((900, 5)) @ random.standard_normal((5, 12)), (300, 12))
+    made(tmp_path, tmp_path / "out", {"kind": "pseudoinverse", "form": "explicit", "dtype": "float32"})
+    assert verify(f"{tmp_path}/out").holds

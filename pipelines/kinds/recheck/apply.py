@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.kinds.apply import Products, as_stored, certificate_of, products
 from pipelines.kinds.base import Work
-from pipelines.kinds.recheck.base import Compared, Rechecked, and_stored, roundings
+from pipelines.kinds.recheck.base import Compared, Rechecked, and_stored, roundings, unmeasured
 from pipelines.kinds.recheck.remade import enlarged, only_matrix, remade, worst
 from pipelines.methods.problem import unchanged
 from pipelines.passes.again import Remade
@@ -28,7 +28,7 @@ def recheck(work: Work, result: Result) -> Rechecked:
         unchanged(only_matrix(tally or seen), only_matrix(seen))
         tally = tally or only_matrix(seen)
     matrix, rhs = (held.fingerprint or 0, 0) if tally is None else tally.identity[:2]
-    certificate = certificate_of(held, work.warnings, read=tally is not None)
+    certificate = unmeasured(certificate_of(held, work.warnings, read=tally is not None))
     return Rechecked(certificate, (matrix, rhs if found.B is None else found.aside, 0), tuple(compared))
 
 

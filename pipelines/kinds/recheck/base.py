@@ -162,3 +162,10 @@ def before(result: Result) -> Any:
     certificate = result.certificate
     assert isinstance(certificate, FactorCertificate)
     return certificate
+
+
+def unmeasured(certificate: FactorCertificate) -> FactorCertificate:
+    """The certificate of what rows were made with, without the numbers that were measured on that and not on these."""
+    return replace(
+        certificate, verified=False, orthogonality=None, reconstruction_error=None, penrose=None, ridge_error=None
+    )

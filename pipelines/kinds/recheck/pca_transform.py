@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipelines.kinds.base import Work
 from pipelines.kinds.pca_transform import map_of
-from pipelines.kinds.recheck.base import Rechecked
+from pipelines.kinds.recheck.base import Rechecked, unmeasured
 from pipelines.kinds.recheck.remade import mapped
 from pipelines.result import Result
 
@@ -16,5 +16,5 @@ def recheck(work: Work, result: Result) -> Rechecked:
     system = replace(work.system(), centring=centring)
     work = replace(work, layout=replace(work.layout, shape=replace(work.layout.shape, dtype=dtype)))
     _, tally, compared = mapped(work, result, system, name, W)
-    certificate = replace(work.job.pca.certificate, verified=False, rows_used=tally.rows, rows_omitted=tally.omitted)
+    certificate = replace(unmeasured(work.job.pca.certificate), rows_used=tally.rows, rows_omitted=tally.omitted)
     return Rechecked(certificate, (tally.identity[0], 0, 0), (compared,))

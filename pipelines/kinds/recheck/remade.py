@@ -34,7 +34,8 @@ def remade(
     dtype = np.result_type(work.layout.shape.dtype, basis.dtype, *(source.dtype for source in together.sources))
     step = Again(basis, tuple(outputs), k, dtype, work.layout.slab_rows, measure)
     found: Remade
-    beside = replace(side_by_side(work, system, together), b_along=k)
+    # In the same slabs as then, or rows of Q would round otherwise.
+    beside = replace(side_by_side(work, system, together), b_along=k, block_rows=system.block_rows)
     found, tally = work.passes(step, beside, work.layout.spans)
     return found, tally
 
