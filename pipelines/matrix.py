@@ -159,6 +159,30 @@ class InMemory:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Sources of as many rows each, as one whose columns are those of all of them."""
+
+    sources: tuple[Source, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.sources[0].shape[0], sum(source.shape[1] for source in self.sources)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.result_type(*(source.dtype for source in self.sources))
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        return np.hstack([source.read(start, stop) for source in self.sources])
+
+    def identity(self, start: int, stop: int) -> int:
+        return sum(source.identity(start, stop) for source in self.sources) % 2**128
+
+    def touched(self, start: int, stop: int) -> int:
+        return sum(source.touched(start, stop) for source in self.sources) % 2**128
+
+
+@dataclass(frozen=True)
 class Slab:
     """A few rows: a (rows, n) as stored, b (rows, k) or None, w (rows,) square roots of weights or None."""
 
@@ -268,6 +292,8 @@ class System:
     """False when only A tells which rows are left out: NaN in b beside a good row of A is a fault then."""
     b_as_it_is: bool = False
     """True when rows of b beside those of A that are left out are not."""
+    b_along: int = 0
+    """Of how many of the first columns of such a b rows are left out all the same."""
 
     def blocks(self, span: Span) -> Iterator[Block]:
         """The span's rows, the next block being read while the present one is worked on."""
@@ -320,9 +346,14 @@ class System:
         )
         omitted = int(len(good) - good.sum())
         if self.keep_places:
-            b = slab.b if slab.b is None or self.b_as_it_is else _zero_but(good, slab.b)
-            kept = replace(slab, a=_zero_but(good, slab.a), b=b)
+            kept = replace(slab, a=_zero_but(good, slab.a), b=self._kept_in_place(good, slab.b))
         return Block(kept, replace(tally, rows=tally.rows - omitted, omitted=omitted))
+
+    def _kept_in_place(self, good: np.ndarray, b: np.ndarray | None) -> np.ndarray | None:
+        if b is None or not self.b_as_it_is:
+            return None if b is None else _zero_but(good, b)
+        along, rest = b[:, : self.b_along], b[:, self.b_along :]
+        return np.hstack([_zero_but(good, along), rest]) if self.b_along else b
 
     def scan(self, block: Block) -> Tally:
         """How many entries are not finite, and the first: only called once there is one."""

@@ -123,6 +123,7 @@ def render_verification(found: Mapping[str, Any]) -> str:
     rows = [("", "stored", "now", ""), ("rank", f"{then:,}", f"{now:,}", "" if then == now else "another rank")]
     for number in found["numbers"]:
         stored = "not measured" if number["stored"] is None else f"{number['stored']:.2e}"
+        stored = stored if number["most"] is None else f"at most {number['most']:.2e}"
         name = number["name"].replace("_", " ")
         rows.append((name, stored, f"{number['now']:.2e}", "does not hold" if number["holds"] is False else ""))
     verdicts = {True: "The certificate holds.", False: "The certificate does not hold any more."}

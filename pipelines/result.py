@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,9 @@ class Result:
         kind = Certificate if self.summary["kind"] == "least_squares" else FactorCertificate
         return kind.from_dict(self.summary["certificate"])
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
-        """The arrays that it holds."""
+        """The arrays that it holds, as they are when somebody asks first."""
         if self.url is None:
             return sorted(self.arrays)
         from pipelines import storage
@@ -71,7 +72,7 @@ class Result:
         if name not in self.arrays:
             if self.url is None:
                 raise KeyError(f"{name}; this result holds {', '.join(sorted(self.arrays))}")
-            self.arrays[name] = _read(self.url, name)
+            self.arrays[name] = _read(self.url, name, self.names)
         return self.arrays[name]
 
 
@@ -158,12 +159,11 @@ def _remote_root(url: str) -> str:
     return read_text(url, "zarr.json")
 
 
-def _read(url: Address, name: str) -> "np.ndarray":
+def _read(url: Address, name: str, names: list[str]) -> "np.ndarray":
     import numpy as np
 
     from pipelines import storage
 
-    names = storage.array_names(url)
     if name not in names:
         raise KeyError(f"{name}; this result holds {', '.join(names)}")
     return np.asarray(storage.open_array(url / name)[...])

@@ -3,22 +3,29 @@
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from pipelines.engine import Engine, one_blas_thread
 from pipelines.errors import BadData, PlanRefused
 from pipelines.execute import passes_of, resources_of
 from pipelines.inputs import open_inputs
+from pipelines.kinds import resolved
 from pipelines.kinds.base import Work
 from pipelines.kinds.recheck import RECHECKS
+from pipelines.kinds.recheck.base import Compared
+from pipelines.layout import Layout
 from pipelines.load import job_of
 from pipelines.matrix import NAMES
 from pipelines.plan import layout_of, plan_of, this_machine
 from pipelines.progress import Listener, ignore
 from pipelines.rates import load_rates
-from pipelines.result import Result, open_result
+from pipelines.result import Result, open_result, whole
 from pipelines.small.backward import U
+from pipelines.small.rounding import unit
+from pipelines.storage import describe
 
 MEASURED = ("backward_error", "forward_error_bound", "reconstruction_error", "orthogonality", "penrose", "ridge_error")
 """Numbers of a certificate that a read of the input measures; the smaller, the better."""
@@ -32,7 +39,7 @@ SAME, WORSE = 1 + 1e-6, 10.0
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a certificate, then and now."""
+    """One number of a certificate, then and now; or by an array's name, how far it is from what it has to be."""
 
     name: str
     stored: float | None
@@ -40,6 +47,8 @@ class Number:
     now: float
     holds: bool | None
     """None when there is nothing to compare with."""
+    most: float | None = None
+    """What rounding allows at the most, for an array that no number of the certificate tells of."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class Verification:
     """What a read of the input says of a stored result."""
 
     holds: bool | None
-    """True when each number is as good as the certificate says, and the rank is the same; None where it says none."""
+    """True when each number is as good as it has to be, and the rank is the same; None where something that was never
+    measured has none to be held against."""
     rank: tuple[int, int]
     """As stored, and as found now."""
     numbers: tuple[Number, ...]
@@ -62,14 +72,14 @@ class Verification:
 
 
 def verify(result: Result | str, client: Any = None, listener: Listener = ignore, *, job: Any = None) -> Verification:
-    """Measure a stored result on its input again, with 1 to 5 reads of both; nothing is written.
+    """Measure a stored result on its input again, with a few reads of both; nothing is written.
 
     `job` takes the place of the one that the result names, when its arrays have moved; `client` is a
     distributed.Client, and without one the reads run in this process.
 
     Raises:
         BadData: the result or its input is missing, damaged, or of another shape than it was.
-        PlanRefused: a result of this kind holds nothing that could be measured.
+        PlanRefused: the result lives in memory only.
     """
     found = open_result(result) if isinstance(result, str) else result
     if found.url is None:
@@ -78,11 +88,7 @@ def verify(result: Result | str, client: Any = None, listener: Listener = ignore
         )
     job = job or job_of(_described(found), "the job of this result")
     job = job.model_copy(update={"fingerprint": found.summary["job"].get("fingerprint", "stat")})
-    if job.kind not in RECHECKS:
-        raise PlanRefused(
-            f"Results of the kind {job.kind} cannot be measured again yet; those of {', '.join(RECHECKS)} can. Run the "
-            "job again to have its certificate made anew."
-        )
+    job = resolved(job)
     inputs = open_inputs(job, uuid.uuid4().hex[:12])
     layout = layout_of(job, inputs)
     inputs = inputs.cut(layout)
@@ -90,23 +96,45 @@ def verify(result: Result | str, client: Any = None, listener: Listener = ignore
     plan = plan_of(job, inputs, layout, resources, load_rates())
     engine = Engine(client, listener, job.no_progress_timeout, resources.threads)
     work = Work(job, inputs, layout, passes_of(engine, inputs, layout), None, plan.warnings)
-    with one_blas_thread():
-        certificate, identity = RECHECKS[job.kind](work, found)
-    before = found.certificate
-    numbers = tuple(_numbers(before.to_dict(), certificate.to_dict(), certificate.n))
+    found = _read_again(found, layout)
+    with one_blas_thread(), np.errstate(all="ignore"):  # what was spoilt may be any number, and none
+        seen = RECHECKS[job.kind](work, found)
+    before, certificate = found.certificate, seen.certificate
+    compared = tuple(_number(one) for one in seen.compared)
+    numbers = (*_numbers(before.to_dict(), certificate.to_dict(), certificate.n, unit(work.dtype)), *compared)
     return Verification(
         holds=_all_hold(numbers, before.rank == certificate.rank),
         rank=(before.rank, certificate.rank),
         numbers=numbers,
-        changed=tuple(_changed(found.summary, identity)),
+        changed=tuple(_changed(found.summary, seen.identity)),
         statement=certificate.statement,
     )
 
 
+def _read_again(result: Result, layout: Layout) -> Result:
+    """The result with its small arrays as they are stored now; those with a row for each of the system wait.
+
+    Raises:
+        BadData: one of them is missing or damaged.
+    """
+    result, url, shape = replace(result, arrays={}), result.url, layout.shape
+    assert url is not None
+    with whole(str(url)):
+        for name in result.names:
+            if shape.rows <= shape.columns or shape.rows not in describe(url / name).shape:
+                result[name]
+    return result
+
+
 def _described(result: Result) -> dict[str, Any]:
-    """The job that made the result, if its arrays can be found."""
+    """The job that made the result, if all that it took can be found."""
     job: dict[str, Any] = result.summary["job"]
     for name, value in job.items():
+        if name in ("operator", "pca") and value == "in memory":
+            raise BadData(
+                f"The {name} of this result lived in the memory of a Python process. Call pipelines.verify with a job "
+                "that holds it, or run the job again."
+            )
         if isinstance(value, Mapping) and "array" in value:
             raise BadData(
                 f"The {name} of this result was an array in the memory of a Python process ({value['array']}, shape "
@@ -115,7 +143,8 @@ def _described(result: Result) -> dict[str, Any]:
     return {**job, "output": str(result.url)}
 
 
-def _numbers(before: Mapping[str, Any], now: Mapping[str, Any], n: int) -> Any:
+def _numbers(before: Mapping[str, Any], now: Mapping[str, Any], n: int, last_digit: float) -> Any:
+    least = ROUNDINGS * U * math.sqrt(max(n, 1))
     for name in MEASURED:
         found, stored = now.get(name), before.get(name)
         parts = found if isinstance(found, Mapping) else {None: found}
@@ -124,25 +153,34 @@ def _numbers(before: Mapping[str, Any], now: Mapping[str, Any], n: int) -> Any:
                 continue
             then = stored[part] if isinstance(stored, Mapping) else stored
             then = None if then is None else float(then)
-            yield Number(part or name, then, float(value), _holds(name, then, float(value), n))
+            # X A X, but not X, is free of what its last digits add outside the span of A's rows.
+            rounded = 2 * last_digit if part == "XAX = X" else 0.0
+            yield Number(part or name, then, float(value), _holds(name, then, float(value), least + rounded))
+
+
+def _number(one: Compared) -> Number:
+    value = float(one.value)
+    return Number(one.name, None, value, value <= one.most, float(one.most))
 
 
 def _all_hold(numbers: tuple[Number, ...], same_rank: bool) -> bool | None:
-    compared = [number.holds for number in numbers if number.holds is not None]
-    return (all(compared) and same_rank) if compared else None
+    held = {number.holds for number in numbers}
+    if False in held or not same_rank:
+        return False
+    return None if None in held else True
 
 
-def _holds(name: str, stored: float | None, now: float, n: int) -> bool | None:
+def _holds(name: str, stored: float | None, now: float, least: float) -> bool | None:
     if stored is None:
         return None
     if math.isinf(stored):
         return not math.isnan(now)
-    least = ROUNDINGS * U * math.sqrt(max(n, 1))
     return now <= SAME * stored + least if name in SUMMED else now <= max(least, WORSE * stored)
 
 
 def _changed(summary: Mapping[str, Any], identity: tuple[int, int, int]) -> Any:
     for name, number in zip(NAMES, identity, strict=True):
         described = summary["input"].get(name)
-        if described and described["fingerprint"] != f"{number:032x}":
+        unknown = described is None or not int(described["fingerprint"], 16)  # versions before did not look at all
+        if not unknown and described["fingerprint"] != f"{number:032x}":
             yield name

@@ -69,7 +69,9 @@ def test_a_result_that_nobody_touched_holds_with_the_numbers_that_it_has(data, t
     assert found.rank == (made.certificate.rank,) * 2
     assert len(found.numbers) > 0
     for number in found.numbers:
-        assert number.stored is not None
+        if number.stored is None:  # an array that the certificate has no number for
+            assert number.now <= number.most <= 1e-6
+            continue
         assert number.now <= 10 * number.stored + 1e-13
         assert number.now >= number.stored / 10 - 1e-13
 
@@ -89,8 +91,7 @@ def spoil(url, name, factor, place=0.3):
 def test_a_result_that_was_spoilt_does_not_hold(data, tmp_path, name, array, factor):
     run(job(data, name, tmp_path / "out"))
     spoil(tmp_path / "out", array, factor)
-    seen = name == "low_rank" and 0 < abs(factor - 1) < 1e-6  # moves an error of 3 % by its square: no digit of it
-    assert verify(f"{tmp_path}/out").holds == seen
+    assert verify(f"{tmp_path}/out").holds is False
 
 
 @pytest.mark.parametrize(("name", "array"), [("qr", "R"), ("svd", "s"), ("svd", "Vt")])
@@ -231,7 +232,11 @@ def test_where_nothing_was_measured_there_is_nothing_to_hold(data, tmp_path, com
     run(job(data, "qr", tmp_path / "out", verify=False))
     found = verify(f"{tmp_path}/out")
     assert found.holds is None
-    assert all(number.holds is None and number.now < 1e-13 for number in found.numbers)
+    assert {number.name for number in found.numbers if number.holds is None} == {
+        "reconstruction_error",
+        "orthogonality",
+    }
+    assert all(number.now < 1e-13 for number in found.numbers)
     done = command("verify", "out")
     assert done.returncode == 0
     assert done.stdout.startswith("The job measured nothing (`verify: false`); these are the numbers now.")
@@ -267,18 +272,6 @@ def test_what_cannot_be_measured_is_refused_with_what_to_do(data, tmp_path):
                 "output": f"{tmp_path}/memory"}))  # fmt: skip
     with pytest.raises(BadData, match=r"The matrix of this result was an array in the memory .*shape \(9, 2\)"):
         verify(f"{tmp_path}/memory")
-    for number, (name, fields, says) in enumerate((
-        ("qr", {"form": "r"}, "The arrays of a QR with `form: r` do not say by themselves"),
-        ("svd", {"vectors": "none"}, "The arrays of an SVD with `vectors: none`"),
-        ("pseudoinverse", {"form": "operator"}, "The arrays of a pseudoinverse that is an operator"),
-        ("least_squares, wide", {"ridge": 1.0}, "The arrays of a ridge solution of a wide matrix"),
-    )):  # fmt: skip
-        run(job(data, name, tmp_path / str(number), **fields))
-        with pytest.raises(PlanRefused, match=says):
-            verify(f"{tmp_path}/{number}")
-    run(job_of({"kind": "pca", "matrix": str(data / "A"), "output": f"{tmp_path}/pca"}))
-    with pytest.raises(PlanRefused, match="Results of the kind pca cannot be measured again yet; those of least_squ"):
-        verify(f"{tmp_path}/pca")
     with pytest.raises(PlanRefused, match="lives in memory only"):
         verify(run(job(data, "qr", "x").model_copy(update={"output": None})))
     with pytest.raises(BadData, match="There is no result at"):
@@ -299,7 +292,9 @@ def test_the_command_prints_then_and_now_and_ends_with_8_when_it_does_not_hold(d
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "The certificate holds."
-    assert [line.split()[0] for line in lines[2:]] == ["stored", "rank", "reconstruction", "orthogonality"]
+    assert [line.split()[0] for line in lines[2:]] == [
+        "stored", "rank", "reconstruction", "orthogonality", "R", "singular",
+    ]  # fmt: skip
     spoil(tmp_path / "out", "Q", 1.01)
     done = command("verify", "out", "--json")
     assert done.returncode == 8

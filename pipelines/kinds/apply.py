@@ -18,7 +18,7 @@ from pipelines.jobs.synthetic import FromSeed
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
 from pipelines.kinds.factors import target_of
 from pipelines.layout import Layout, Shape, lay_out
-from pipelines.matrix import Source, Tally
+from pipelines.matrix import Source, System, Tally
 from pipelines.methods.options import Tsqr
 from pipelines.methods.problem import check
 from pipelines.operators import Operator, operator_from
@@ -232,36 +232,16 @@ def reason(job: Apply, layout: Layout) -> str:
 
 def solve(work: Work) -> Outcome:
     """Each of what is computed."""
-    job, layout, held = work.job, work.layout, work.job.operator
-    wide, vector = layout.shape.wide, work.inputs.vector
-    roles = {one: role_of(one, wide=wide) for one in job.compute}
-    large = next((role.large for one, role in roles.items() if one != "leverage"), False)
-    b = work.inputs.b
-    B = _whole(b, layout.shape.dtype) if b is not None and not large else None
-    system = replace(work.system(b if large else None), b_decides=False)
+    layout, held, vector = work.layout, work.job.operator, work.inputs.vector
     identity: tuple[int, int, int] = (held.fingerprint or 0, 0, 0)
-    gathered: np.ndarray | None = None
-    arrays: dict[str, np.ndarray] = {}
-    if any(role.gathers for role in roles.values()):
-        gathered, tally = work.passes(
-            Gather(held.basis, layout.shape.k, layout.shape.dtype, layout.slab_rows), system, layout.spans
-        )
-        identity = _unchanged(held, work.inputs, tally)
-        _check(tally)
-    outputs = []
-    for one, role in roles.items():
-        if role.spreads:
-            outputs.append(_output(work, one, held, gathered, B))
-        elif role.gathers:
-            assert gathered is not None
-            arrays[one] = gathered if held.K is None else held.K @ gathered
-            if held.signs is not None:
-                arrays[one] = held.signs.conj()[:, None] * gathered
-        else:
-            arrays[one] = _small(one, held, B)
+    found = products(work)
+    arrays, outputs = dict(found.small), found.outputs
+    if found.tally is not None:
+        identity = _unchanged(held, work.inputs, found.tally)
+        _check(found.tally)
     if outputs:
-        step = Spread(held.basis, tuple(outputs), layout.shape.dtype, work.dtype, layout.slab_rows)
-        written, tally = work.passes(step, system, layout.spans)
+        step = Spread(held.basis, outputs, layout.shape.dtype, work.dtype, layout.slab_rows)
+        written, tally = work.passes(step, found.system, layout.spans)
         identity = _unchanged(held, work.inputs, tally)
         _check(tally)
         if work.staging is None:
@@ -269,14 +249,61 @@ def solve(work: Work) -> Outcome:
                 output.name: rows.together(output.C.shape[1], np.dtype(float) if output.quadratic else work.dtype)
                 for output, rows in zip(outputs, written.rows, strict=True)
             }
-    arrays = {name: _as_stored(name, array, work, vector=vector) for name, array in arrays.items()}
+    arrays = {name: as_stored(name, array, work, vector=vector) for name, array in arrays.items()}
     return Outcome(
         arrays=arrays,
         dimensions={name: _dimensions(name, array.ndim) for name, array in arrays.items()},
-        certificate=_certificate(held, work.warnings, read=bool(outputs) or gathered is not None),
+        certificate=certificate_of(held, work.warnings, read=bool(outputs) or found.tally is not None),
         shortfalls=(),
-        identity=identity,
+        identity=identity if found.B is None else (identity[0], found.aside, 0),
     )
+
+
+@dataclass(frozen=True)
+class Products:
+    """What is computed, as far as a sum over the rows of the system takes it."""
+
+    small: dict[str, np.ndarray]
+    """What is ready, by name, (columns of S, k)."""
+    outputs: tuple[Output, ...]
+    """What has a row for each row of the system, which another read has to make."""
+    system: System
+    B: np.ndarray | None
+    """The right-hand sides when they are small; else they are rows of the system."""
+    aside: int
+    """The identity of those."""
+    gathered: np.ndarray | None
+    """QᴴB (r, k), when something is made of it."""
+    tally: Tally | None
+    """Of the read that summed it."""
+
+
+def products(work: Work) -> Products:
+    """QᴴB by one read where it is needed, and what to make of it."""
+    job, layout, held = work.job, work.layout, work.job.operator
+    roles = {one: role_of(one, wide=layout.shape.wide) for one in job.compute}
+    large = next((role.large for one, role in roles.items() if one != "leverage"), False)
+    b, B, aside = work.inputs.b, None, 0
+    if b is not None and not large:
+        aside, B = b.identity(0, b.shape[0]), _whole(b, layout.shape.dtype)
+    system = replace(work.system(b if large else None), b_decides=False)
+    gathered, tally = None, None
+    if any(role.gathers for role in roles.values()):
+        step = Gather(held.basis, layout.shape.k, layout.shape.dtype, layout.slab_rows)
+        gathered, tally = work.passes(step, system, layout.spans)
+    outputs = tuple(_output(work, one, held, gathered, B) for one, role in roles.items() if role.spreads)
+    small = {one: _ready(one, held, gathered, B) for one, role in roles.items() if not role.spreads}
+    return Products(small, outputs, system, B, aside, gathered, tally)
+
+
+def _ready(one: str, held: Operator, gathered: np.ndarray | None, B: np.ndarray | None) -> np.ndarray:
+    """What is made of QᴴB alone, or of the factors alone."""
+    if one not in ("pinv", "pinv_adjoint", "Q_adjoint"):
+        return _small(one, held, B)
+    assert gathered is not None
+    if held.signs is not None:
+        return np.asarray(held.signs.conj()[:, None] * gathered)
+    return gathered if held.K is None else np.asarray(held.K @ gathered)
 
 
 def _check(tally: Tally) -> None:
@@ -333,8 +360,8 @@ def _small(one: str, held: Operator, B: np.ndarray | None) -> np.ndarray:
     return B - onto if one in ("project_left_null", "project_null") else onto
 
 
-def _as_stored(name: str, array: np.ndarray, work: Work, *, vector: bool) -> np.ndarray:
-    """In the answer's type, and one-dimensional where the right-hand side was."""
+def as_stored(name: str, array: np.ndarray, work: Work, *, vector: bool) -> np.ndarray:
+    """An array of the answer's type, and one-dimensional where the right-hand side was."""
     if name == "leverage":
         return array.reshape(-1)
     array = array.astype(work.dtype, copy=False)
@@ -356,7 +383,8 @@ def _unchanged(held: Operator, inputs: Inputs, tally: Tally) -> tuple[int, int, 
     return tally.identity
 
 
-def _certificate(held: Operator, warnings: tuple[str, ...], *, read: bool) -> FactorCertificate:
+def certificate_of(held: Operator, warnings: tuple[str, ...], *, read: bool) -> FactorCertificate:
+    """That of the operator, which is all that products are said to be worth."""
     c = held.certificate
     said = (
         "Products with the operator, not measured themselves; their error is that of the operator, which said of "

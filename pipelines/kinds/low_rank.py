@@ -62,9 +62,9 @@ def result_bytes(job: LowRank, layout: Layout) -> int:
 def solve(work: Work) -> Outcome:
     """L and R, and how near their product is."""
     job, wide = work.job, work.layout.shape.wide
-    spectrum = spectral.spectrum_of(work, lambda found, width: _rank(job, found, len(found.s)) <= width)
+    spectrum = spectral.spectrum_of(work, lambda found, width: rank_of(job, found, len(found.s)) <= width)
     decision, certificate = spectral.certified(work, spectrum)
-    r = _rank(job, spectrum, decision.rank)
+    r = rank_of(job, spectrum, decision.rank)
     s, Vh = spectrum.s[:r], spectrum.Vh[:r]
     factor, written = _written(work, s, Vh, spectrum)
     missing = spectral.too_few(work, spectrum, r) if job.tolerance is not None else []
@@ -76,7 +76,7 @@ def solve(work: Work) -> Outcome:
         missing = [f"the error is {error:.3g} of ‖A‖; a tolerance of {job.tolerance:.3g} is asked for"]
     certificate = replace(certificate, reconstruction_error=error, best_error=spectrum.tail(r))
     if job.verify and not spectrum.exact:
-        bounds = spectral.residuals(written, s, Vh, _weights(job, s, wide=wide))
+        bounds = spectral.residuals(written, s, Vh, weights_of(job, s, wide=wide))
         certificate = replace(
             certificate,
             values_error=spectral.values_error(bounds, s),
@@ -95,7 +95,7 @@ def solve(work: Work) -> Outcome:
     )
 
 
-def _rank(job: LowRank, spectrum: Spectrum | Found, rank: int) -> int:
+def rank_of(job: LowRank, spectrum: Spectrum | Found, rank: int) -> int:
     """r: as asked for, or the smallest whose tail is within the tolerance; `rank` when none is, and at the most."""
     if job.rank is not None:
         return min(job.rank, rank)
@@ -105,7 +105,7 @@ def _rank(job: LowRank, spectrum: Spectrum | Found, rank: int) -> int:
     return next((r for r in range(rank) if spectrum.tail(r) <= most), rank)
 
 
-def _weights(job: LowRank, s: np.ndarray, *, wide: bool) -> np.ndarray:
+def weights_of(job: LowRank, s: np.ndarray, *, wide: bool) -> np.ndarray:
     """What the rows that are written have of S, (r,): U times this; the other factor has the rest."""
     if job.weight == "both":
         return np.sqrt(s)
@@ -115,7 +115,7 @@ def _weights(job: LowRank, s: np.ndarray, *, wide: bool) -> np.ndarray:
 def _written(work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum) -> tuple[np.ndarray, Projected]:
     """The factor of the small side (r, n), and what the read that writes the other measured."""
     job, layout, wide = work.job, work.layout, work.layout.shape.wide
-    safe, weights = np.where(s > 0, s, 1), _weights(job, s, wide=wide)
+    safe, weights = np.where(s > 0, s, 1), weights_of(job, s, wide=wide)
     F = spectral.as_stored((s / np.where(weights > 0, weights, 1))[:, None] * Vh, work.dtype)
     name, dimensions = ("R", ("component", "column")) if wide else ("L", ("row", "component"))
     step = Project(

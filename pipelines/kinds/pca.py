@@ -4,36 +4,29 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipelines.centring import Centring, RowCentring
 from pipelines.certify import FactorCertificate
 from pipelines.errors import BadData, PlanRefused
 from pipelines.jobs import PCA
 from pipelines.kernels.basis import Basis
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype, exact_method, no_basis
+from pipelines.kinds.centred import columns_centred, cut_of, nothing_but_nan, rows_centred, uncorrelated
 from pipelines.kinds.factors import (
     certificate_of,
     in_memory,
     needs_tall_for_nan,
     shortfalls_of,
     target_of,
-    tolerance_of,
     written_bytes,
 )
 from pipelines.layout import Layout, factor_flops
 from pipelines.matrix import System, Tally
-from pipelines.methods.orthonormal import factor, orthonormal, right_basis
-from pipelines.methods.problem import check, unchanged
+from pipelines.methods.orthonormal import orthonormal, right_basis
+from pipelines.methods.problem import unchanged
 from pipelines.passes.components import Components, Written
-from pipelines.passes.means import Means, Sums
 from pipelines.passes.project import Project, Projected
-from pipelines.small.rank import EPS, Decision, cut
 
 STEADY = 10.0
 """Up to this condition number Aᴴ V S⁻¹ is orthonormal to roundoff by itself, and one read is saved."""
-CONSTANT = 2.0
-"""A spread of at most so many roundings of the mean, or of the column without the first guess of it, is none."""
-GUESSED_FROM = 1000
-"""Rows whose means are taken off before anything is added up."""
 
 
 method, basis_of = exact_method, no_basis
@@ -96,32 +89,20 @@ def solve(work: Work) -> Outcome:
     """Components, variances, and scores."""
     if work.layout.shape.wide:
         return _solve_wide(work)
-    job, n = work.job, work.layout.shape.columns
-    system = _centred(work, _guess(work))
-    wider = replace(work.layout, p=n + 1)
-    R, tally = factor(work.passes, system, wider)
-    mean, centred = _without_means(R, system)
-    if tally.rows < 2:
-        raise BadData(f"A variance needs at least 2 rows, and the matrix has {tally.rows}. Use more of its rows.")
-    spread = np.linalg.norm(centred, axis=0) / (tally.rows - 1) ** 0.5
-    constant = _constant(R, mean, spread, tally.rows)
-    centred[:, constant] = spread[constant] = 0
-    by = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0.0) if job.scale else np.ones(n)
-    _, spectrum, Vh = np.linalg.svd(centred * by)
-    decision = _cut(work, spectrum, tally.rows)
+    job, found = work.job, columns_centred(work)
+    mean, spread, by, tally = found.mean, found.spread, found.by, found.tally
+    _, spectrum, Vh = np.linalg.svd(found.R)
+    decision = cut_of(work, spectrum, tally.rows)
     variance = spectrum**2 / (tally.rows - 1)
     k = _kept(job, variance, decision.rank)
     Vh = _signed(Vh[:k])
     certificate = certificate_of(work, decision, tally)
     scores: dict[str, np.ndarray] = {}
     if job.scores:
-        assert isinstance(system.centring, Centring)
-        centring = replace(system.centring, shift=mean, by=by, ones=False)
-        written = _written(work, replace(system, centring=centring), Vh, variance[:k], tally)
+        written = _written(work, found.with_means(mean, by), Vh, variance[:k], tally)
         scores = in_memory(work, "scores", written.rows, k, columns=False)
         if job.verify:
-            norms = spectrum[:k] if not job.whiten else np.full(k, (tally.rows - 1) ** 0.5)
-            gram = float(np.linalg.norm(written.gram / np.outer(norms, norms) - np.eye(k)))
+            gram = uncorrelated(written.gram, spectrum[:k] if not job.whiten else np.full(k, (tally.rows - 1) ** 0.5))
             certificate = replace(certificate, verified=True, orthogonality=gram)
     small = {"components": Vh.astype(work.dtype, copy=False), "mean": mean} | ({"scale": spread} if job.scale else {})
     return _outcome(work, certificate, tally, small | scores, spectrum, tally.rows, k)
@@ -161,24 +142,14 @@ def _outcome(
     )  # fmt: skip
 
 
-def _cut(work: Work, spectrum: np.ndarray, rows: int) -> Decision:
-    limit = replace(tolerance_of(work, rows), scaled=False)
-    return cut(spectrum, replace(limit, reason=limit.reason.replace(", on columns scaled to norm one", "")))
-
-
 def _solve_wide(work: Work) -> Outcome:
     """The same of a wide A, whose columns are read one by one: R of Aᴴ, centred, gives the scores at once."""
     job, layout = work.job, work.layout
     samples = layout.shape.columns
-    if samples < 2:
-        raise BadData(f"A variance needs at least 2 rows, and the matrix has {samples}. Use more of its rows.")
-    centring = RowCentring(job.scale, fill=job.nan == "mean")
-    system = replace(work.system(), centring=centring)
-    R, tally = factor(work.passes, system, layout)
-    _, spectrum, Vh = np.linalg.svd(R)
-    if job.scale:  # rows of length one stand for columns of variance one
-        spectrum = spectrum * (samples - 1) ** 0.5
-    decision = _cut(work, spectrum, tally.rows)
+    found = rows_centred(work)
+    system, centring, tally = found.system, found.centring, found.tally
+    spectrum, Vh = found.spectrum, found.Vh
+    decision = cut_of(work, spectrum, tally.rows)
     k = _kept(job, spectrum**2 / (samples - 1), decision.rank)
     s, Vh = spectrum[:k], _signed(Vh[:k])
     basis = right_basis(Vh, s / (samples - 1) ** 0.5 if job.scale else s)
@@ -202,7 +173,7 @@ def _solve_wide(work: Work) -> Outcome:
     written, seen = work.passes(step, replace(system, centring=None), layout.spans)
     unchanged(tally, seen)
     if written.empty is not None:
-        raise BadData(_nothing_but_nan(written.empty))
+        raise BadData(nothing_but_nan(written.empty))
     arrays = in_memory(work, "components", written.rows, k, columns=True)
     if work.staging is None:
         arrays["mean"] = written.mean.together(1, layout.shape.dtype)[:, 0]
@@ -216,46 +187,6 @@ def _solve_wide(work: Work) -> Outcome:
         gram = float(np.linalg.norm(written.gram - np.eye(k)))
         certificate = replace(certificate, verified=True, orthogonality=gram)
     return _outcome(work, certificate, tally, arrays, np.r_[s, spectrum[k:]], samples, k)
-
-
-def _guess(work: Work) -> np.ndarray:
-    """Means of the first rows: near enough that no digits are lost when the rest is added up, (n,)."""
-    A = work.inputs.A
-    first = A.read(0, min(GUESSED_FROM, A.shape[0])).astype(work.layout.shape.dtype)
-    there = np.isfinite(first)
-    count = there.sum(axis=0)
-    return np.asarray(np.where(there, first, 0).sum(axis=0) / np.maximum(count, 1))
-
-
-def _centred(work: Work, guess: np.ndarray) -> System:
-    """Rows [1, a − guess]; with `nan: mean`, a − mean where a is there and 0 where it is not."""
-    system, n = work.system(), work.layout.shape.columns
-    if work.job.nan != "mean":
-        return replace(system, centring=Centring(guess, np.ones(n), ones=True))
-    step = Means(n, work.layout.shape.dtype, work.layout.slab_rows)
-    sums: Sums
-    as_they_are = replace(system, centring=Centring(guess, np.ones(n), missing=True))
-    sums, tally = work.passes(step, as_they_are, work.layout.spans)
-    check(tally)
-    empty = np.flatnonzero(sums.count == 0)
-    if len(empty) and work.layout.shape.rows:
-        raise BadData(_nothing_but_nan(int(empty[0])))
-    mean = guess + sums.sum / np.maximum(sums.count, 1)
-    return replace(system, centring=Centring(mean, np.ones(n), ones=True, missing=True, fill=True))
-
-
-def _without_means(R: np.ndarray, system: System) -> tuple[np.ndarray, np.ndarray]:
-    """The means (n,), and the R-factor of A without them: what [1 A]'s factor holds beside its first row."""
-    assert isinstance(system.centring, Centring)
-    ones = R[0, 0]
-    mean = system.centring.shift + (R[0, 1:] / ones if ones else 0)
-    return mean, R[1:, 1:]
-
-
-def _constant(R: np.ndarray, mean: np.ndarray, spread: np.ndarray, rows: int) -> np.ndarray:
-    """Columns whose spread is what rounding leaves of a constant, (n,): scaling would make a component of it."""
-    rounding = np.maximum(EPS * np.abs(mean), EPS * len(R) * np.linalg.norm(R[:, 1:], axis=0) / rows**0.5)
-    return np.asarray(spread <= CONSTANT * rounding)
 
 
 def _kept(job: PCA, variance: np.ndarray, rank: int) -> int:
@@ -287,13 +218,6 @@ def _written(work: Work, system: System, Vh: np.ndarray, variance: np.ndarray, t
     written, seen = work.passes(step, system, work.layout.spans)
     unchanged(tally, seen)
     return written
-
-
-def _nothing_but_nan(column: int) -> str:
-    return (
-        f"Column {column:,} of the matrix (counted from 0) holds nothing but NaN, so it has no mean. Leave it out: "
-        "`matrix: {url: …, columns: […]}`."
-    )
 
 
 def _statement(c: FactorCertificate, k: int, explained: float, what: str) -> str:

@@ -92,8 +92,7 @@ def reason(job: PCATransform, layout: Layout) -> str:  # noqa: ARG001  # the sam
 def solve(work: Work) -> Outcome:
     """Scores, or rows."""
     job, layout = work.job, work.layout
-    dtype = np.result_type(layout.shape.dtype, job.pca["components"].dtype, np.float64)
-    centring, W = _backward(job.pca, dtype) if job.inverse else _forward(job.pca, dtype, fill=job.nan == "mean")
+    centring, W, dtype = map_of(work)
     stored = np.dtype(job.dtype) if job.dtype != "auto" else dtype
     if dtype.kind == "c" and stored.kind != "c":
         raise PlanRefused(
@@ -123,6 +122,14 @@ def solve(work: Work) -> Outcome:
         shortfalls=tuple(shortfalls_of(c, job.require)),
         identity=tally.identity,
     )  # fmt: skip
+
+
+def map_of(work: Work) -> tuple[Centring, np.ndarray, np.dtype[Any]]:
+    """What is done to rows: they are centred, and multiplied by W, in numbers of this type."""
+    job = work.job
+    dtype = np.result_type(work.layout.shape.dtype, job.pca["components"].dtype, np.float64)
+    centring, W = _backward(job.pca, dtype) if job.inverse else _forward(job.pca, dtype, fill=job.nan == "mean")
+    return centring, W, dtype
 
 
 def _parts(pca: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -91,7 +91,7 @@ def solve(work: Work) -> Outcome:
     large: dict[str, np.ndarray] = {}
     orders: dict[str, np.ndarray] = {}
     if job.pivoting:
-        R, orders["P"] = _pivoted(R, decision)
+        R, orders["P"] = pivoted(R, decision)
     if job.form != "r":
         R, written, kept = _written(work, R, tally, orders.get("P"))
         large = in_memory(work, "Q", written.rows, len(R), columns=False) if job.form == "explicit" else kept
@@ -118,7 +118,7 @@ def solve(work: Work) -> Outcome:
     )  # fmt: skip
 
 
-def _pivoted(R: np.ndarray, decision: Decision) -> tuple[np.ndarray, np.ndarray]:
+def pivoted(R: np.ndarray, decision: Decision) -> tuple[np.ndarray, np.ndarray]:
     """R (rank, n) of A[:, P], and P, by Businger and Golub (1965) on the triangle: its columns are as long as A's.
 
     Columns are compared as the rule for the rank compares them, or one in small units would come last.

@@ -17,6 +17,7 @@ from pipelines.methods.options import BlockKrylov, Exact, Iterated, Sketch
 from pipelines.methods.orthonormal import factor
 from pipelines.methods.problem import frobenius
 from pipelines.methods.randomized import Found, basis_columns, find, widths
+from pipelines.passes.beside import Held
 from pipelines.passes.project import Projected
 from pipelines.small.rank import EPS, Decision, cut
 
@@ -161,7 +162,9 @@ def certified(work: Work, spectrum: Spectrum) -> tuple[Decision, FactorCertifica
     return decision, replace(certificate, method=options.name, found=len(spectrum.s), singular_values=ends)
 
 
-def residuals(written: Projected, s: np.ndarray, Vh: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def residuals(
+    written: Projected | Held, s: np.ndarray, Vh: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
     """‖Aᴴuⱼ − sⱼvⱼ‖ (k,): a singular value of A lies within that of each sⱼ, since A vⱼ = sⱼuⱼ, up to roundings.
 
     `weights` is what the rows that were written have beside U.  Where sⱼ = 0 those are A vⱼ itself, whose norm bounds

@@ -8,6 +8,7 @@ from pipelines.certify import FactorCertificate, parts
 from pipelines.errors import PlanRefused
 from pipelines.jobs import SVD
 from pipelines.jobs.svd import Relative
+from pipelines.kernels.basis import Basis
 from pipelines.kinds import spectral
 from pipelines.kinds.base import Outcome, Step, Work, answer_dtype
 from pipelines.kinds.factors import in_memory, needs_tall_for_nan, shortfalls_of, target_of, written_bytes
@@ -71,7 +72,7 @@ def solve(work: Work) -> Outcome:
     """s, and the vectors that are asked for, measured."""
     job, layout = work.job, work.layout
     wide = layout.shape.wide
-    spectrum = spectral.spectrum_of(work, lambda found, width: _above(job, found.s) < width)
+    spectrum = spectrum_of(work)
     decision, certificate = spectral.certified(work, spectrum)
     k = _kept(job, spectrum.s, decision)
     s, Vh, large, columns = spectrum.s[:k], spectrum.Vh[:k], {}, "Vt" if wide else "U"
@@ -117,6 +118,11 @@ def solve(work: Work) -> Outcome:
     )  # fmt: skip
 
 
+def spectrum_of(work: Work) -> Spectrum:
+    """The values that the job asks for, and perhaps more."""
+    return spectral.spectrum_of(work, lambda found, width: _above(work.job, found.s) < width)
+
+
 def off_orthonormal(Vh: np.ndarray) -> float:
     """‖VᴴV − I‖_F of rows, summed in double precision."""
     Vh = Vh.astype(np.result_type(Vh.dtype, np.float64))
@@ -138,16 +144,12 @@ def _kept(job: SVD, s: np.ndarray, decision: Decision) -> int:
 
 
 def _written(work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray, Projected]:
-    """s, Vᴴ and what the last read measured; with Q = A V S⁻¹ R₂⁻¹ the SVD of R₂ S corrects all three."""
+    """s, Vᴴ and what the last read measured."""
     job, layout, wide, k = work.job, work.layout, work.layout.shape.wide, len(s)
-    stored, T = writes(job, wide=wide), None
-    basis = right_basis(Vh, np.where(s > 0, s, 1))
-    rough = not spectrum.resolved or (k and s[0] > STEADY * s[-1])
-    if stored and k and rough:
-        basis = orthonormal(work.passes, work.system(), layout, basis, spectrum.tally)
-        assert basis.R2 is not None
-        T, s, Z = np.linalg.svd(basis.R2 * s)
-        Vh = Z @ Vh
+    stored = writes(job, wide=wide)
+    basis, T = right_basis(Vh, np.where(s > 0, s, 1)), None
+    if stored:
+        basis, T, s, Vh = corrected(work, s, Vh, spectrum)
     F = s[:, None] * spectral.as_stored(Vh, work.dtype)
     name, dimensions = ("Vt", ("component", "column")) if wide else ("U", ("row", "component"))
     step = Project(
@@ -160,6 +162,20 @@ def _written(work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum) -> t
     written, seen = work.passes(step, work.system(), layout.spans)
     unchanged(spectrum.tally, seen)
     return s, Vh, written
+
+
+def corrected(
+    work: Work, s: np.ndarray, Vh: np.ndarray, spectrum: Spectrum
+) -> tuple[Basis, np.ndarray | None, np.ndarray, np.ndarray]:
+    """U as a basis times T, with its s and Vᴴ: with Q = A V S⁻¹ R₂⁻¹ the SVD of R₂ S corrects all three."""
+    basis = right_basis(Vh, np.where(s > 0, s, 1))
+    rough = not spectrum.resolved or (len(s) and s[0] > STEADY * s[-1])
+    if not len(s) or not rough:
+        return basis, None, s, Vh
+    basis = orthonormal(work.passes, work.system(), work.layout, basis, spectrum.tally)
+    assert basis.R2 is not None
+    T, s, Z = np.linalg.svd(basis.R2 * s)
+    return basis, T, s, Z @ Vh
 
 
 def _statement(job: SVD, c: FactorCertificate, spectrum: Spectrum, k: int) -> str:

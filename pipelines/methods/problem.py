@@ -83,6 +83,8 @@ class Solution:
     uneven_rows: float | None
     """Largest over smallest row norm, when it was measured."""
     identity: tuple[int, int, int]
+    x_norm: np.ndarray | None = None
+    """‖x eⱼ‖ of an x that was given, (k,)."""
 
 
 def factor_pass(layout: Layout) -> Factor:

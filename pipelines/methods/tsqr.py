@@ -98,7 +98,7 @@ def measure(problem: Problem, engine: Runs, x: np.ndarray) -> Solution:
     return Solution(
         x=x, rss=measured.rss, b_norm=np.sqrt(squares(plain.C) + plain.tail), decision=decision, R=plain.R,
         a_norm=frobenius(triangle.R), measured=measured, refined=False, rows=tally.rows, omitted=tally.omitted,
-        uneven_rows=uneven, identity=tally.identity,
+        uneven_rows=uneven, identity=tally.identity, x_norm=np.linalg.norm(x, axis=0),
     )  # fmt: skip
 
 

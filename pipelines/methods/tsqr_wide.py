@@ -14,9 +14,8 @@ from scipy.linalg import solve_triangular
 from pipelines.errors import BadData
 from pipelines.kernels.basis import Basis
 from pipelines.kernels.sweep import squares
-from pipelines.matrix import Source, Tally, square_roots
+from pipelines.matrix import Tally, square_roots
 from pipelines.methods.cholesky_qr import triangle_of
-from pipelines.methods.orthonormal import orthonormal, right_basis
 from pipelines.methods.problem import (
     Measured,
     Problem,
@@ -32,7 +31,6 @@ from pipelines.methods.problem import (
     tolerance_of,
     unchanged,
 )
-from pipelines.passes.beside import Outside
 from pipelines.passes.combine import Combine, Combined
 from pipelines.passes.mask import Mask
 from pipelines.small.backward import UNSEEN, U, forward_bounds
@@ -47,7 +45,8 @@ STEEP = 1e7
 
 def solve_wide(problem: Problem, engine: Runs) -> Solution:
     """Minimum norm through Aᴴ = QR: x = Aᴴ y with (RᴴR) y = b, refined once against the A x that it gives."""
-    problem, b, omitted = _equations(problem, engine)
+    sides = sides_of(problem)
+    problem, b, omitted = equations(problem, engine)
     layout = problem.layout
     triangle, tally = triangle_of(engine, problem.system, layout)
     check(tally, wide=True)
@@ -56,7 +55,7 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
     in_range("rhs", column_norms(b))
     plain = triangle.R
     triangle = with_ridge(triangle, problem.ridge) if problem.ridge else triangle
-    decision, inverse = _decide_wide(problem, triangle.R, layout.shape.rows)
+    decision, inverse = decide_wide(problem, triangle.R, layout.shape.rows)
     steep = problem.verify and decision.condition_number > STEEP
     if steep and isinstance(inverse, FullRank):
         y, last = _orthogonal(problem, engine, inverse, b, tally)
@@ -66,55 +65,26 @@ def solve_wide(problem: Problem, engine: Runs) -> Solution:
     solution = Solution(
         x=_assembled(last, problem, b.shape[1]), rss=squares(r), b_norm=np.linalg.norm(b, axis=0), decision=decision,
         R=plain, a_norm=frobenius(plain), measured=None, refined=problem.verify and not steep,
-        rows=layout.shape.columns - omitted, omitted=omitted, uneven_rows=None, identity=tally.identity,
+        rows=layout.shape.columns - omitted, omitted=omitted, uneven_rows=None, identity=(tally.identity[0], *sides),
     )  # fmt: skip
     if not problem.verify:
         return solution
-    measured = _measured_wide(triangle.R, r - problem.ridge * y, last, decision)
+    measured = measured_wide(triangle.R, r - problem.ridge * y, last, decision)
     if problem.ridge:
-        # The bound is that of [x; √λ y], the shortest solution of [A √λI] [x; √λ y] = b, whose second part may be long.
-        norm_x = np.sqrt(last.xx)
-        whole = np.hypot(norm_x, np.sqrt(problem.ridge) * np.linalg.norm(y, axis=0))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            longer = np.where(norm_x > 0, measured.forward * whole / norm_x, np.where(whole > 0, np.inf, 0.0))
-        measured = replace(measured, forward=longer)
-    return replace(solution, measured=_with_rest(measured, triangle.R, y, last.xx, last.lost))
+        measured = with_penalty(measured, y, last.xx, problem.ridge)
+    return replace(solution, measured=with_rest(measured, triangle.R, y, last.xx, last.lost))
 
 
-def measure_wide(problem: Problem, engine: Runs, x: Source) -> Solution:
-    """What `solve_wide` says of its x, of one that is stored (n, k): is it a solution, and is none shorter?
-
-    x is the shortest when it lies in the span of the rows.  An orthonormal basis Q of that, made as for a
-    pseudoinverse, says what lies outside, ‖x − Q Qᴴx‖, at any condition number.
-    """
-    problem, b, omitted = _equations(problem, engine)
-    layout, spans = problem.layout, problem.layout.spans
-    triangle, tally = triangle_of(engine, problem.system, layout)
-    check(tally, wide=True)
-    decision, inverse = _decide_wide(problem, triangle.R, layout.shape.rows)
-    R = triangle.R
-    if decision.rank < len(R):
-        _, s, Vh = np.linalg.svd(R)
-        within = right_basis(Vh[: decision.rank], s[: decision.rank])
-    else:
-        within = Basis(np.asfortranarray(np.triu(R)))
-    basis = orthonormal(engine, problem.system, layout, within, tally)
-    beside = replace(problem.system, b=x)
-    step = Outside(basis, np.zeros((basis.rank, b.shape[1]), b.dtype), layout.shape.columns, b.dtype, layout.slab_rows)
-    first, _ = engine(replace(step, name="project"), beside, spans)
-    last, seen = engine(replace(step, c=first.Qx), beside, spans)
-    unchanged(tally, replace(seen, identity=(seen.identity[0], 0, 0)))
-    r = b - last.Ax
-    measured = _measured_wide(R, r, Combined(last.Ax, last.xx, last.outside), decision)
-    measured = _with_rest(measured, R, inverse.normal(last.Ax), last.xx, last.outside)
-    return Solution(
-        x=None, rss=squares(r), b_norm=np.linalg.norm(b, axis=0), decision=decision, R=triangle.R,
-        a_norm=frobenius(triangle.R), measured=measured, refined=False,
-        rows=layout.shape.columns - omitted, omitted=omitted, uneven_rows=None, identity=tally.identity,
-    )  # fmt: skip
+def with_penalty(measured: Measured, y: np.ndarray, xx: np.ndarray, ridge: float) -> Measured:
+    """The bound of [x; √λ y], the shortest solution of [A √λI] [x; √λ y] = b, for x: the second part may be long."""
+    norm_x = np.sqrt(xx)
+    whole = np.hypot(norm_x, np.sqrt(ridge) * np.linalg.norm(y, axis=0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        longer = np.where(norm_x > 0, measured.forward * whole / norm_x, np.where(whole > 0, np.inf, 0.0))
+    return replace(measured, forward=longer)
 
 
-def _with_rest(measured: Measured, R: np.ndarray, y: np.ndarray, xx: np.ndarray, outside: np.ndarray) -> Measured:
+def with_rest(measured: Measured, R: np.ndarray, y: np.ndarray, xx: np.ndarray, outside: np.ndarray) -> Measured:
     """With what of x = Aᴴy + e lies outside the rows' span, as far as is known, where no residual shows it.
 
     x is in the span of the rows of A + y eᴴ / ‖y‖², so the backward error grows by ‖e‖ / (‖y‖ ‖A‖_F).
@@ -155,7 +125,13 @@ def _orthogonal(
     return inverse.solve(v), _combine(problem, engine, (v,), tally, keep=True, over=Basis(R))
 
 
-def _equations(problem: Problem, engine: Runs) -> tuple[Problem, np.ndarray, int]:
+def sides_of(problem: Problem) -> tuple[int, int]:
+    """The identities of the right-hand sides and of the weights, which no pass over the columns of A reads."""
+    m = problem.layout.shape.columns
+    return problem.b.identity(0, m), 0 if problem.weights is None else problem.weights.identity(0, m)
+
+
+def equations(problem: Problem, engine: Runs) -> tuple[Problem, np.ndarray, int]:
     """The right-hand sides (m, k), weighted, equations with NaN left out where the job says so, and how many were."""
     shape, system = problem.layout.shape, problem.system
     m = shape.columns
@@ -176,7 +152,7 @@ def _equations(problem: Problem, engine: Runs) -> tuple[Problem, np.ndarray, int
     return replace(problem, system=replace(system, omit_rows=False, columns_by=by)), b, omitted
 
 
-def _decide_wide(problem: Problem, R: np.ndarray, n: int) -> tuple[Decision, Inverse]:
+def decide_wide(problem: Problem, R: np.ndarray, n: int) -> tuple[Decision, Inverse]:
     """Scaling columns of Aᴴ reweights equations, so it may show full rank, but not decide what to cut."""
     limit = tolerance_of(problem, n)
     decision, inverse = decide(R, limit, exact=problem.exact_values)
@@ -212,7 +188,7 @@ def _assembled(last: Combined, problem: Problem, k: int) -> np.ndarray | None:
     return np.concatenate(last.pieces) if last.pieces else np.zeros((0, k), problem.layout.shape.dtype)
 
 
-def _measured_wide(R: np.ndarray, r: np.ndarray, last: Combined, decision: Decision) -> Measured:
+def measured_wide(R: np.ndarray, r: np.ndarray, last: Combined, decision: Decision) -> Measured:
     """‖(AᴴA + ω²I)^(-1/2) Aᴴ r‖ = ‖diag(s/√(s² + ω²)) Vᴴ r‖ with R = U S Vᴴ, since A = Rᴴ Qᴴ; at full rank ≈ ‖r‖."""
     norm_r, norm_x = np.linalg.norm(r, axis=0), np.sqrt(last.xx)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -53,6 +53,21 @@ class Output:
     quadratic: bool = False
     """True for q C qᴴ."""
 
+    @property
+    def width(self) -> int:
+        """Numbers in a row of it."""
+        return 1 if self.quadratic else self.C.shape[1]
+
+    def rows(self, q: np.ndarray, b: np.ndarray | None) -> np.ndarray:
+        """Its rows (rows, width) from those of Q and of B."""
+        y = q @ self.C
+        if self.quadratic:
+            return np.asarray(np.einsum("ij,ij->i", y, q.conj()).real[:, None])
+        if self.rest:
+            assert b is not None
+            return b - y
+        return y
+
 
 @dataclass
 class Spreading:
@@ -86,12 +101,7 @@ class Spread:
         q = self.basis.rows(a)
         state.sum += complex(q.sum())
         for rows, output in zip(state.rows, self.outputs, strict=True):
-            y = q @ output.C
-            if output.quadratic:
-                y = np.einsum("ij,ij->i", y, q.conj()).real[:, None]
-            elif output.rest:
-                assert b is not None
-                y = b - y
+            y = output.rows(q, b)
             rows.add(slab.start, y if output.quadratic else y.astype(self.stored, copy=False))
         return state
 

@@ -23,6 +23,8 @@ class Held:
     """‖A − Y F‖²."""
     norm: float
     """‖A‖²."""
+    back: np.ndarray
+    """YᴴA, (q, n); (q, 0) when it is not asked for."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,15 @@ class Beside(LaterPass):
     """(q, n)."""
     dtype: np.dtype[Any]
     slab_rows: int
+    back: bool = False
+    """True when YᴴA is wanted."""
     group: int = 64
     fan_in: int = 8
     name: str = "verify"
 
     def start(self) -> Held:
-        q = len(self.F)
-        return Held(np.zeros((q, q), self.dtype), 0.0, 0.0)
+        q, n = self.F.shape
+        return Held(np.zeros((q, q), self.dtype), 0.0, 0.0, np.zeros((q, n if self.back else 0), self.dtype))
 
     def absorb(self, state: Held, slab: Slab) -> Held:
         a, y = slab.values(self.dtype)
@@ -48,10 +52,12 @@ class Beside(LaterPass):
         state.norm += norm2(a)
         left = product(y, self.F, "misfit")
         state.misfit += norm2(np.subtract(a, left, out=left))
+        if self.back:
+            state.back += y.conj().T @ a
         return state
 
     def merge(self, left: Held, right: Held) -> Held:
-        return Held(left.gram + right.gram, left.misfit + right.misfit, left.norm + right.norm)
+        return Held(left.gram + right.gram, left.misfit + right.misfit, left.norm + right.norm, left.back + right.back)
 
 
 @dataclass

@@ -72,3 +72,58 @@ class Components(LaterPass):
 
     def finish(self, state: Written, span: Span) -> Written:
         return Written(state.gram, state.empty, state.rows.end(), state.mean.end(), state.scale.end())
+
+
+@dataclass
+class Beheld:
+    """Sums and extremes over rows of Aᴴ and what was stored for each of them."""
+
+    misfit: float
+    """‖A′ Z − Y S‖² of the centred rows A′."""
+    mean: float
+    """The largest difference of a mean from the stored one, of the root mean square of its row."""
+    scale: float
+    """The same of a spread."""
+
+
+@dataclass(frozen=True)
+class Beholds(LaterPass):
+    """Reads rows of Aᴴ as they are stored and, as right-hand sides, their part of Y, their mean and their spread."""
+
+    Z: np.ndarray
+    """(samples, k)."""
+    lengths: np.ndarray
+    """The diagonal of S, (k,)."""
+    centring: RowCentring
+    samples: int
+    dtype: np.dtype[Any]
+    slab_rows: int
+    group: int = 64
+    fan_in: int = 8
+    name: str = "verify"
+
+    def start(self) -> Beheld:
+        return Beheld(0.0, 0.0, 0.0)
+
+    def absorb(self, state: Beheld, slab: Slab) -> Beheld:
+        a, stored = slab.values(self.dtype)
+        assert stored is not None
+        centred, mean, norms = self.centring.parts(a)
+        k = len(self.lengths)
+        state.misfit += float((np.abs(centred @ self.Z - stored[:, :k] * self.lengths) ** 2).sum())
+        size = np.hypot(np.abs(mean), norms / self.samples**0.5)
+        size[size == 0] = 1
+        state.mean = _largest(state.mean, np.abs(stored[:, k] - mean.conj()) / size)
+        if self.centring.scale:
+            spread = norms / max(1, self.samples - 1) ** 0.5
+            state.scale = _largest(state.scale, np.abs(stored[:, k + 1] - spread) / size)
+        return state
+
+    def merge(self, left: Beheld, right: Beheld) -> Beheld:
+        mean, scale = np.maximum(left.mean, right.mean), np.maximum(left.scale, right.scale)  # which keep a NaN
+        return Beheld(left.misfit + right.misfit, float(mean), float(scale))
+
+
+def _largest(before: float, found: np.ndarray) -> float:
+    """The larger of two, or NaN where one is."""
+    return float(np.maximum(before, found.max(initial=0.0)))
