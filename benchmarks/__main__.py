@@ -1,4 +1,4 @@
-"""The command: python -m benchmarks [speed|variants|factors|memory|overheads|service|chaos|scaling|all|tables]."""
+"""The command: python -m benchmarks [WHAT], where WHAT is one of BENCHMARKS, all of them, or only their tables."""
 
 import time
 from pathlib import Path
@@ -12,6 +12,7 @@ from benchmarks import (
     machine,
     memory,
     overheads,
+    reading,
     records,
     scaling,
     scaling_report,
@@ -25,6 +26,7 @@ from benchmarks.settings import ROOT, Settings, say
 BENCHMARKS: dict[str, ModuleType] = {
     "speed": speed,
     "variants": variants,
+    "reading": reading,
     "factors": factors,
     "memory": memory,
     "overheads": overheads,

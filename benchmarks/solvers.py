@@ -18,9 +18,12 @@ from benchmarks.settings import ROOT
 from pipelines import LeastSquares, run
 
 
-def tallgrass(data: DataSet, client: Client, *, verify: bool, method: str = "auto") -> Timed:
+def tallgrass(data: DataSet, client: Client, *, verify: bool, method: str = "auto", checkpoints: bool = True) -> Timed:
     """All that `run` does: opening, planning, the passes, the certificate, writing the result."""
-    job = LeastSquares(matrix=data.A, rhs=data.b, output=data.result, verify=verify, method=method, overwrite=True)
+    job = LeastSquares(
+        matrix=data.A, rhs=data.b, output=data.result, verify=verify, method=method, checkpoints=checkpoints,
+        overwrite=True,
+    )  # fmt: skip
     began = time.perf_counter()
     result = run(job, client)
     return Timed(time.perf_counter() - began, result.x, result.summary["timings"])

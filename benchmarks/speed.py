@@ -55,6 +55,7 @@ def contenders(data: DataSet, client: Client, dask_rounds: int, more: tuple[str,
     everybody = [
         Contender("tallgrass", partial(solvers.tallgrass, data, client, verify=False)),
         Contender("tallgrass_verified", partial(solvers.tallgrass, data, client, verify=True)),
+        Contender("unkept", partial(solvers.tallgrass, data, client, verify=False, checkpoints=False)),
         Contender("dask", partial(solvers.dask, data, client), dask_rounds),
         Contender("zarr_reads", partial(limits.zarr_reads, data, client)),
         Contender("own_reads", partial(limits.own_reads, data, client)),

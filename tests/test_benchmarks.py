@@ -5,7 +5,19 @@ import pytest
 pytest.importorskip("matplotlib", reason="the benchmarks draw: pip install 'tallgrass[bench]'")
 pytest.importorskip("benchmarks.records", reason="the benchmarks are no part of the wheel")
 
-from benchmarks import factors, machine, memory, overheads, records, scaling, scaling_report, speed, tables, variants
+from benchmarks import (
+    factors,
+    machine,
+    memory,
+    overheads,
+    reading,
+    records,
+    scaling,
+    scaling_report,
+    speed,
+    tables,
+    variants,
+)
 from benchmarks.settings import ROOT, Settings
 
 RECORD = {
@@ -27,7 +39,7 @@ def settings(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "benchmark", [speed, variants, factors, memory, overheads, scaling], ids=lambda module: module.__name__
+    "benchmark", [speed, variants, reading, factors, memory, overheads, scaling], ids=lambda module: module.__name__
 )
 def test_a_benchmark_measures_leaves_no_data_behind_and_becomes_a_table(benchmark, settings, tmp_path):
     name = benchmark.__name__.removeprefix("benchmarks.")

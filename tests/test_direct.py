@@ -1,5 +1,7 @@
 """Chunks that are decoded without Zarr: the numbers that it reads, and whatever is odd is left to it."""
 
+import asyncio
+import time
 from itertools import combinations
 
 import numcodecs
@@ -12,6 +14,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, Zstd
 from pipelines.errors import BadData
 from pipelines.storage import objects
 from pipelines.storage.arrays import open_store
+from pipelines.storage.objects import Wanted
 from pipelines.storage.reader import Reader
 from tests.conftest import stored
 
@@ -142,6 +145,23 @@ def test_no_chunk_is_put_together_from_two_versions(s3, parts):
         asked_directly(reader, everything)
     assert reader.identity(*everything, within=everything) != before
     asked_directly(reader, everything)
+
+
+def test_what_comes_late_is_written_nowhere(s3, monkeypatch):
+    async def get(store, key, *, options):
+        if key == "gone":
+            raise FileNotFoundError(key)
+        await asyncio.sleep(0.1)
+        written.append(key)
+        raise AssertionError("nobody waits for it")
+
+    written, into = [], memoryview(bytearray(8))
+    monkeypatch.setattr(obstore, "get_async", get)
+    store = open_store(f"{s3}/A")
+    wanted = [Wanted("late", size=8, version="1", into=into), Wanted("gone", size=8, version="1")]
+    assert store.fetch(wanted) is None
+    time.sleep(0.3)
+    assert (written, bytes(into)) == ([], bytes(8))
 
 
 def asked_directly(reader, window):

@@ -199,20 +199,20 @@ class PatientStore(ObjectStore[Any]):
         parts = [
             (one, start, view[start : start + PART_BYTES])
             for one, view in zip(wanted, rooms, strict=True)
-            for start in range(0, len(view), self._part_bytes(one))
+            for start in range(0, len(view), PART_BYTES if self._by_version(one) else max(1, len(view)))
         ]
         return rooms if sync(self._fetch(parts)) else None
 
-    def _part_bytes(self, one: Wanted) -> int:
-        """Parts of an object without a version might be of several, and servers of the web need not know parts."""
-        return PART_BYTES if one.version and self.address.store != "web" else max(1, one.size or 0)
+    def _by_version(self, one: Wanted) -> bool:
+        """Whether parts can be asked for that are all of one version; servers of the web know neither for sure."""
+        return bool(one.version) and self.address.store != "web"
 
     async def _fetch(self, parts: list[tuple[Wanted, int, memoryview]]) -> bool:
         at_once = asyncio.Semaphore(MOST_PARTS)
 
         async def fill(one: Wanted, start: int, view: memoryview) -> bool:
             first = one.first + start
-            options: Any = {"if_match": one.version} if one.version else {}
+            options: Any = {"if_match": one.version} if self._by_version(one) else {}
             if first > 0 or len(view) < (one.size or 0) or one.part:
                 options["range"] = (first, first + len(view))
 
@@ -225,10 +225,15 @@ class PatientStore(ObjectStore[Any]):
                 view[:] = found
             return len(found) == len(view)
 
+        tasks = [asyncio.ensure_future(fill(*part)) for part in parts]
         try:
-            return all(await asyncio.gather(*(fill(*part) for part in parts)))
+            return all(await asyncio.gather(*tasks))
         except (FileNotFoundError, PreconditionError):
             return False
+        finally:  # nothing may be written later: the memory will be used for other chunks
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def read(self, key: str) -> bytes | None:
         """An object, or None where there is none."""
