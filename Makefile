@@ -49,8 +49,9 @@ demo: venv data/flights.zarr/zarr.json ## Regress 336,776 flights on 247 columns
 data/flights.zarr/zarr.json: docs/examples/flights.py | .venv/installed
 	$(BIN)/python docs/examples/flights.py data/flights.zarr
 
+# Two files at a time: many tests wait for processes of theirs.
 test: lint ## Check format, lint, types and import contracts, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: lint ## The same, with the slow tests too
 	$(BIN)/python -m pytest -m ''

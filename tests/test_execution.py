@@ -279,7 +279,7 @@ def test_workers_that_stand_still_end_the_run_with_their_state(long, tmp_path):
             worker.suspend()
         stdout, rest = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout) == (9, "")
-    assert "Nothing has moved in the pass factor for 8" in rest
+    assert "Nothing has moved in the pass factor for 2" in rest
     assert "2 workers running, " in rest
     assert "Traceback" not in rest
     assert_gone(started)
@@ -294,7 +294,7 @@ def test_a_cluster_whose_workers_are_gone_ends_the_run_and_says_so(long, tmp_pat
             only.kill()
             _, rest = process.communicate(timeout=SECONDS)
     assert process.returncode == 9
-    assert "Nothing has moved in the pass factor for 2" in rest
+    assert "Nothing has moved in the pass factor for 8" in rest
     assert "no workers connected. Start workers and run the job again" in rest
     assert "Traceback" not in rest
 
