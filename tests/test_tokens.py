@@ -45,7 +45,7 @@ def test_a_token_that_was_revoked_stays_so(tokens):
     assert tokens.scope_of(token) is None
 
 
-@pytest.mark.parametrize("text", ["", "x", "tg_short_x", "password", draw() + "\nmore"])
+@pytest.mark.parametrize("text", ["", "x", "tg_short_x", "password", pytest.param(draw() + "\nmore", id="two lines")])
 def test_what_does_not_look_like_a_token_is_refused(tokens, text):
     with pytest.raises(JobFileError, match=rf"found a token of {len(text)} characters that does not look like ours"):
         tokens.admit(text, "file", "submit")
