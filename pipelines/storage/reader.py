@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from zarr.codecs import Crc32cCodec
@@ -21,10 +21,10 @@ from pipelines.chunkfiles import ChunkFiles, content_of, damaged_letter, unreada
 from pipelines.errors import BadData
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import describe, local_path, open_array
-from pipelines.storage.decoding import codecs_of, decoding_of
+from pipelines.storage.decoding import codecs_of, decoding_of, shards_within
 from pipelines.storage.direct import Direct, Files, version_of
-from pipelines.storage.objects import Wanted, stamp_of
-from pipelines.storage.shards import Shards
+from pipelines.storage.objects import HeadRefused, Wanted, stamp_of
+from pipelines.storage.shards import Shards, uncheckable_letter
 
 HEADS_AT_MOST = 4096
 """Objects whose sizes and versions a reader remembers."""
@@ -47,6 +47,7 @@ class Reader:
         self._shards = (
             Shards(self.array, self.info, self.key, self._missing, self._version) if self.info.shards else None
         )
+        self._hidden_shards = shards_within(codecs_of(self.array))
         self._direct = None if self.info.plain else self._direct_reads()
         if fill_missing:
             self.array = self.array.with_config({"read_missing_chunks": True})
@@ -75,12 +76,11 @@ class Reader:
 
     def _version(self, key: str) -> Any:
         """What the stored bytes are told apart by while they are read in parts; None where that is not known."""
-        path = local_path(self.url)
-        if path is None:
-            head = self._heads.get(key)
-            return head and head["e_tag"]
-        with suppress(OSError):  # reading it will say
-            return version_of(os.stat(path / key))
+        path, store = local_path(self.url), self.array.store
+        with suppress(OSError, HeadRefused):  # reading it will say
+            if path is not None:
+                return version_of(os.stat(path / key))
+            return (self._heads.get(key) or cast(Any, store).head(key))["e_tag"]
         return None
 
     def key(self, i: int, j: int) -> str:
@@ -100,8 +100,8 @@ class Reader:
         if self._files is not None:
             return self._files.read(rows, columns, np.empty(shape, self.info.dtype) if out is None else out)
         try:
-            if self._shards and not self.fill_missing:
-                self._shards.check(rows, columns)
+            if not self.fill_missing:
+                self._check_shards(rows, columns)
             filled = None if self._direct is None else np.empty(shape, self.info.dtype) if out is None else out
             if self._direct is not None and filled is not None:
                 if self._direct.read(rows, columns, filled):
@@ -116,6 +116,13 @@ class Reader:
         except Exception as error:  # codecs raise ValueError, RuntimeError, struct.error, zlib.error, ...
             raise self._explain(error, rows, columns) from error
         return np.asarray(block, self.info.dtype).reshape(shape)
+
+    def _check_shards(self, rows: slice, columns: slice) -> None:
+        """Raises BadData where a shard of this region lacks a chunk, or might do so unseen."""
+        if self._hidden_shards:
+            raise BadData(uncheckable_letter(self.url))
+        if self._shards is not None:
+            self._shards.check(rows, columns)
 
     def read_kept(self, rows: slice, columns: slice) -> np.ndarray:
         """As read, but the chunks that these rows are in are kept: those of narrow arrays last for many reads."""
