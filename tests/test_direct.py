@@ -174,6 +174,17 @@ def test_an_index_may_have_its_other_byte_first(tmp_path):
     np.testing.assert_array_equal(reader.read(slice(0, 8), slice(0, 4)), numbers)
 
 
+def test_what_is_wrong_with_an_inner_chunk_is_said_and_not_that_there_are_errors(tmp_path):
+    part = ShardingCodec(chunk_shape=(2, 4), codecs=[BytesCodec()], index_codecs=[BytesCodec()])
+    url = sharded(tmp_path / "A", np.ones((8, 4)), (8, 4), [part])
+    file = tmp_path / "A" / "c" / "0" / "0"
+    index = np.frombuffer(file.read_bytes()[256:], "<u8").reshape(4, 2).copy()
+    index[1] = 2**62  # which no checksum tells
+    file.write_bytes(file.read_bytes()[:256] + index.tobytes())
+    with pytest.raises(BadData, match=r"/A/c/0/0 \(inner chunk \(1, 0\)\) is damaged: \[Errno 22\] Invalid argument"):
+        Reader(url, fill_missing=False).read(slice(0, 8), slice(0, 4))
+
+
 # Objects
 
 

@@ -4,6 +4,7 @@ Zarr reads a chunk that is not in the store as fill values, and says nothing.  H
 job accepts it, also for the inner chunks of a shard, which Zarr's own setting does not cover.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -111,10 +112,11 @@ class Reader:
             block = self.array[rows, columns] if self.array.ndim == 2 else self.array[rows]
         except BadData:
             raise
-        except StoreError as error:
-            raise BadData(f"The chunk {self.url}/{error.key} cannot be read: {error}") from None
         except Exception as error:  # codecs raise ValueError, RuntimeError, struct.error, zlib.error, ...
-            raise self._explain(error, rows, columns) from error
+            cause = _alone(error)
+            if isinstance(cause, StoreError):
+                raise BadData(f"The chunk {self.url}/{cause.key} cannot be read: {cause}") from None
+            raise self._explain(cause, rows, columns) from error
         return np.asarray(block, self.info.dtype).reshape(shape)
 
     def _check_shards(self, rows: slice, columns: slice) -> None:
@@ -143,14 +145,14 @@ class Reader:
                 part = tuple(slice(p * c, p * c + c) for p, c in zip(place, self.info.chunks, strict=True))
                 try:
                     self.array[part]
-                except ChunkNotFoundError:
-                    return self._missing(self.key(*self._stored(i, j)))
-                except Exception as cause:  # noqa: BLE001  # as above: any kind
+                except Exception as found:  # noqa: BLE001  # as above: any kind
+                    cause = _alone(found)
+                    if isinstance(cause, ChunkNotFoundError):
+                        return self._missing(self.key(*self._stored(i, j)))
                     inner = f" (inner chunk {place})" if self.info.shards else ""
                     chunk = f"{self.url}/{self.key(*self._stored(i, j))}{inner}"
-                    if (
-                        isinstance(cause, OSError) and cause.errno
-                    ):  # said by a file system; what gzip says has no number
+                    # Said by a file system: what gzip says has no number, and a place that no file has is damage.
+                    if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
                         return BadData(unreadable_letter(f"The chunk {chunk}", cause))
                     return BadData(damaged_letter(chunk, first_line(cause)))
         return BadData(f"{self.url} cannot be read: {first_line(error)}. Reading it again chunk by chunk went well, "
@@ -250,6 +252,13 @@ def _beginning(part: slice, whole: slice, size: int) -> range:
     """The chunks of a size that begin in a part of a window, the first part taking what hangs over its start."""
     first = part.start // size if part.start == whole.start else -(-part.start // size)
     return range(first, -(-part.stop // size))
+
+
+def _alone(error: Exception) -> Exception:
+    """The error; of several that Zarr raises together, which say nothing as a group, the first."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _digest(text: str) -> int:
