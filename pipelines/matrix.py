@@ -4,6 +4,7 @@ A System is the augmented matrix [A b] of a least-squares problem with its weigh
 a few rows of it.  Where the rows come from (a store, an array in memory, a block of a dask array, a seed) ends here.
 """
 
+import operator
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ class Stored:
         return (width, height) if self.transposed else (height, width)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        reader = storage.reader(self.info.url, self.fill_missing, self.run)
+        reader = self._reader()
         if self.transposed:
             rows, columns = slice(*self.rows), self._columns(start, stop)
             first = int(columns.min())
@@ -97,13 +98,29 @@ class Stored:
         first = int(columns.min(initial=0))
         return reader.read(rows, slice(first, int(columns.max(initial=-1)) + 1))[:, columns - first]
 
+    def _reader(self) -> storage.Reader:
+        """Who reads it here.
+
+        Raises:
+            BadData: it was written anew since the job was planned, in another form.
+        """
+        reader, then = storage.reader(self.info.url, self.fill_missing, self.run), self.info
+        now = reader.info
+        smaller = len(now.shape) != len(then.shape) or any(map(operator.lt, now.shape, then.shape))
+        if now.dtype != then.dtype or smaller:
+            raise BadData(
+                f"{then.url} was written anew since the job was planned: it held {then.shape} numbers of {then.dtype} "
+                f"and holds {now.shape} of {now.dtype} now. Run the job again when nothing else writes there."
+            )
+        return reader
+
     def _columns(self, start: int, stop: int) -> np.ndarray:
         if self.picked:
             return np.array(self.columns[start:stop], dtype=int)
         return np.arange(self.columns[0] + start, self.columns[0] + stop)
 
     def identity(self, start: int, stop: int) -> int:
-        reader = storage.reader(self.info.url, self.fill_missing, self.run)
+        reader = self._reader()
         low, high = (min(self.columns, default=0), max(self.columns, default=-1) + 1) if self.picked else self.columns
         whole = slice(*self.rows), slice(low, high)
         rows, columns = whole
@@ -116,7 +133,7 @@ class Stored:
         return reader.identity(rows, columns, within=whole, content=self.content)
 
     def touched(self, start: int, stop: int) -> int:
-        reader = storage.reader(self.info.url, self.fill_missing, self.run)
+        reader = self._reader()
         rows, columns = self.rows, self.columns
         if self.transposed:
             columns = columns[start:stop] if self.picked else (columns[0] + start, columns[0] + stop)

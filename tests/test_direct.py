@@ -1,15 +1,17 @@
 """Chunks that are decoded without Zarr: the numbers that it reads, and whatever is odd is left to it."""
 
 import asyncio
+import json
 import time
 from itertools import combinations
 
+import google_crc32c
 import numcodecs
 import numpy as np
 import obstore
 import pytest
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
 from pipelines.errors import BadData
 from pipelines.storage import objects
@@ -115,6 +117,74 @@ def test_a_shard_whose_index_is_damaged_is_named(tmp_path):
         Reader(url, fill_missing=False).read(slice(0, M), slice(0, N))
 
 
+def sharded(place, array, chunk, codecs):
+    """An array of these numbers in one chunk, with codecs that Zarr reads and does not offer to write; its path."""
+    place.mkdir()
+    grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
+    keys = {"name": "default", "configuration": {"separator": "/"}}
+    metadata = {"zarr_format": 3, "node_type": "array", "shape": array.shape, "data_type": "float64", "fill_value": 0.0}
+    metadata |= {"chunk_grid": grid, "chunk_key_encoding": keys, "codecs": [codec.to_dict() for codec in codecs]}
+    (place / "zarr.json").write_text(json.dumps(metadata, default=str))
+    zarr.open_array(place, mode="r+")[...] = array
+    return str(place)
+
+
+PART = ShardingCodec(chunk_shape=(2, 4), codecs=[BytesCodec()])
+HIDDEN = {
+    "shards with a checksum of their own": [PART, Crc32cCodec()],
+    "shards that are compressed": [PART, ZstdCodec()],
+    "shards that are transposed": [
+        TransposeCodec(order=(1, 0)),
+        ShardingCodec(chunk_shape=(4, 2), codecs=[BytesCodec()]),
+    ],
+    "shards in shards": [ShardingCodec(chunk_shape=(4, 4), codecs=[PART])],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec")
+@pytest.mark.parametrize("form", HIDDEN)
+def test_shards_whose_missing_chunks_nobody_would_see_are_refused_or_filled(tmp_path, form):
+    numbers = np.random.default_rng(7).standard_normal((8, 4))
+    numbers[:2] = 0  # Zarr leaves that chunk out
+    url = sharded(tmp_path / "A", numbers, (8, 4), HIDDEN[form])
+    with pytest.raises(BadData, match=r"cannot be checked for missing inner chunks. Set `missing_chunks: fill`"):
+        Reader(url, fill_missing=False).read(slice(0, 8), slice(0, 4))
+    np.testing.assert_array_equal(Reader(url, fill_missing=True).read(slice(0, 8), slice(0, 4)), numbers)
+
+
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec")
+def test_compressed_shards_are_not_taken_for_numbers_where_they_are_as_long(tmp_path):
+    codecs = [ShardingCodec(chunk_shape=(4, 4), codecs=[BytesCodec()]), ZstdCodec()]
+    raw = np.random.default_rng(0).integers(0, 256, 2048, dtype=np.uint8)
+    for again in range(20, 300):  # bytes that come once more, so that all are as long as the numbers alone
+        numbers = np.concatenate([raw[:-again], raw[:again]]).view(float).reshape(64, 4)
+        url = sharded(tmp_path / str(again), numbers, (64, 4), codecs)
+        if (tmp_path / str(again) / "c" / "0" / "0").stat().st_size == numbers.nbytes:
+            break
+    found = Reader(url, fill_missing=True).read(slice(0, 64), slice(0, 4))
+    assert found.tobytes() == numbers.tobytes()
+
+
+def test_an_index_may_have_its_other_byte_first(tmp_path):
+    big = ShardingCodec(
+        chunk_shape=(2, 4), codecs=[BytesCodec()], index_codecs=[BytesCodec(endian="big"), Crc32cCodec()]
+    )
+    numbers = np.random.default_rng(8).standard_normal((8, 4))
+    reader = without_zarr(sharded(tmp_path / "A", numbers, (8, 4), [big]))
+    np.testing.assert_array_equal(reader.read(slice(0, 8), slice(0, 4)), numbers)
+
+
+def test_what_is_wrong_with_an_inner_chunk_is_said_and_not_that_there_are_errors(tmp_path):
+    part = ShardingCodec(chunk_shape=(2, 4), codecs=[BytesCodec()], index_codecs=[BytesCodec()])
+    url = sharded(tmp_path / "A", np.ones((8, 4)), (8, 4), [part])
+    file = tmp_path / "A" / "c" / "0" / "0"
+    index = np.frombuffer(file.read_bytes()[256:], "<u8").reshape(4, 2).copy()
+    index[1] = 2**62  # which no checksum tells
+    file.write_bytes(file.read_bytes()[:256] + index.tobytes())
+    with pytest.raises(BadData, match=r"/A/c/0/0 \(inner chunk \(1, 0\)\) is damaged: \[Errno 22\] Invalid argument"):
+        Reader(url, fill_missing=False).read(slice(0, 8), slice(0, 4))
+
+
 # Objects
 
 
@@ -145,6 +215,34 @@ def test_no_chunk_is_put_together_from_two_versions(s3, parts):
         asked_directly(reader, everything)
     assert reader.identity(*everything, within=everything) != before
     asked_directly(reader, everything)
+
+
+def test_the_index_of_a_shard_goes_with_its_version_also_where_identities_were_never_asked_for(s3):
+    store, numbers = open_store(f"{s3}/A"), np.arange(32.0).reshape(8, 4)
+    stored(store, numbers, (2, 4), compressors=None, shards=(8, 4))
+    reader, everything = Reader(f"{s3}/A", fill_missing=False), (slice(0, 8), slice(0, 4))
+    reader.read(*everything)
+    raw = store.read("c/0/0")
+    index = np.frombuffer(raw[256:320], "<u8").reshape(4, 2).copy()
+    data = b"".join(raw[first : first + size] for first, size in index[::-1].tolist())
+    index[:, 0] = index[::-1, 0]  # the same numbers, in another order
+    store.write("c/0/0", data + index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
+    np.testing.assert_array_equal(reader.read(*everything), numbers)
+
+
+def test_parts_are_of_one_version_also_where_the_store_does_not_heed_if_match(s3, parts, monkeypatch):
+    async def get(store, key, *, options):
+        answer = await usual(store, key, options={k: v for k, v in options.items() if k != "if_match"})
+        if options["range"][0] == 0:
+            await obstore.put_async(store, "k", b"b" * 100)
+        return answer
+
+    usual, store = obstore.get_async, open_store(f"{s3}/A")
+    store.write("k", b"a" * 100)
+    version = store.head("k")["e_tag"]
+    monkeypatch.setattr(objects, "MOST_PARTS", 1)
+    monkeypatch.setattr(obstore, "get_async", get)
+    assert store.fetch([Wanted("k", size=100, version=version)]) is None
 
 
 def test_what_comes_late_is_written_nowhere(s3, monkeypatch):

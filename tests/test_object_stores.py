@@ -184,6 +184,21 @@ def test_a_job_reads_over_http(problem, web):
     np.testing.assert_allclose(run(LeastSquares(**at(web))).x, made.x, rtol=1e-12)
 
 
+class WithoutHead(Quiet):
+    """A server that answers GET alone."""
+
+    def do_HEAD(self):
+        """403."""
+        self.send_error(403)
+
+
+def test_a_job_by_content_reads_over_a_web_that_answers_get_alone(problem, tmp_path):
+    made = problem()
+    with serving(tmp_path, WithoutHead) as port:
+        found = run(LeastSquares(**at(f"http://127.0.0.1:{port}"), fingerprint="content"))
+    np.testing.assert_allclose(found.x, made.x, rtol=1e-12)
+
+
 def test_a_job_reads_over_a_web_that_drops_connections(problem, web, monkeypatch):
     monkeypatch.setattr("pipelines.storage.objects.FIRST_WAIT", 0.05)
     made = problem()

@@ -13,7 +13,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from pipelines import LeastSquares, make_plan, open_result, run
 from pipelines.errors import BadData, RunFailed
-from pipelines.progress import PassFinished
+from pipelines.progress import PassFinished, PassStarted
 from pipelines.storage import Staging, Writer, write_rows
 from workers.clusters import Local, open_cluster
 
@@ -231,6 +231,22 @@ def test_an_input_that_is_written_while_the_job_reads_is_an_error(problem, save,
             zarr.open_array(fields[name])[...] = 3
 
     with pytest.raises(BadData, match=f"The {name} changed in the store while the job was reading"):
+        run(LeastSquares(**fields), listener=write)
+
+
+@pytest.mark.parametrize("compressors", [None, [ZstdCodec()]])
+@pytest.mark.parametrize("form", ["numbers of another type", "fewer rows"])
+def test_an_input_that_gets_another_form_between_plan_and_passes_is_an_error(problem, save, form, compressors):
+    made = problem()
+    counts = np.random.default_rng(1).integers(1, 100, (60, 3))
+    fields = made.fields | {"matrix": save("data/counts", counts, (10, 3), compressors=compressors)}
+    later = counts / 100 if form == "numbers of another type" else counts[:55]
+
+    def write(event) -> None:
+        if isinstance(event, PassStarted):
+            save("data/counts", later, (10, 3), compressors=compressors, overwrite=True)
+
+    with pytest.raises(BadData, match=r"was written anew since .* \(60, 3\) numbers of int64 and holds .* now"):
         run(LeastSquares(**fields), listener=write)
 
 

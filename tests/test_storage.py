@@ -231,6 +231,14 @@ def test_a_shard_whose_index_cannot_be_checked_is_not_trusted(save):
     np.testing.assert_array_equal(whole(url, fill=True), NUMBERS)
 
 
+@pytest.mark.filterwarnings("ignore:Rectilinear")
+def test_chunks_of_several_sizes_are_refused(tmp_path):
+    with zarr.config.set({"array.rectilinear_chunks": True}):
+        zarr.create_array(tmp_path / "A", shape=(9, 4), dtype="f8", chunks=[[2, 3, 4], [4]])
+        with pytest.raises(BadData, match=r"A has chunks of several sizes, .* Write it in chunks of one size\."):
+            Reader(str(tmp_path / "A"), fill_missing=False)
+
+
 # Chunks that are damaged
 
 

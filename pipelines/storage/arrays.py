@@ -20,7 +20,7 @@ from pipelines.roots import check_allowed
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.blosc import register_blosc
 from pipelines.storage.connect import open_objects
-from pipelines.storage.decoding import codecs_of, decoding_of
+from pipelines.storage.decoding import codecs_of, decoding_of, every_codec
 from pipelines.storage.objects import PatientStore
 
 # Zarr asks for several names at once and raises the first error. asyncio logs those of the others, now and then, and
@@ -127,11 +127,13 @@ def _members(url: str) -> str:
 def describe(url: str) -> ArrayInfo:
     """What the metadata at `url` says; no chunk is read."""
     array = open_array(url)
+    if array.metadata.zarr_format == 3 and getattr(array.metadata.chunk_grid, "chunk_shape", None) is None:
+        raise BadData(f"{url} has chunks of several sizes, which cannot be read yet. Write it in chunks of one size.")
     codecs = codecs_of(array)
     return ArrayInfo(
         url=Address(url), shape=tuple(array.shape), dtype=_native(array, url), chunks=tuple(array.chunks),
         shards=tuple(array.shards) if array.shards else None, zarr_format=array.metadata.zarr_format,
-        checksums=any(_checks(codec) for codec in codecs), plain=_is_plain(array, url),
+        checksums=any(map(_checks, every_codec(codecs))), plain=_is_plain(array, url),
         near=local_path(url) is not None and decoding_of(array) is not None,
         names=_names(array.attrs.get("columns")), metadata=_digest(array),
     )  # fmt: skip

@@ -5,7 +5,7 @@ compressed once or not at all, perhaps with a CRC-32C, need none.  A chunk of wh
 which says what is wrong with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,11 +80,24 @@ def decoding_of(array: zarr.Array[Any]) -> Decoding | None:
 
 
 def codecs_of(array: zarr.Array[Any]) -> tuple[Any, ...]:
-    """The codecs that chunks pass through; inside a shard, those of its inner chunks."""
+    """The codecs that chunks pass through; where shards are all that is stored, those of their inner chunks."""
     if array.metadata.zarr_format == 2:
         return tuple(filter(None, [*(array.metadata.filters or ()), array.metadata.compressor]))
-    codecs = tuple(array.metadata.codecs)
-    return tuple(codecs[0].codecs) if isinstance(codecs[0], ShardingCodec) else codecs
+    codecs: tuple[Any, ...] = tuple(array.metadata.codecs)
+    return tuple(codecs[0].codecs) if array.shards else codecs
+
+
+def shards_within(codecs: Iterable[Any]) -> bool:
+    """Whether there are shards among these codecs: inside other shards, or encoded once more."""
+    return any(isinstance(codec, ShardingCodec) for codec in codecs)
+
+
+def every_codec(codecs: Iterable[Any]) -> Iterator[Any]:
+    """These codecs, and those inside shards among them."""
+    for codec in codecs:
+        yield codec
+        if isinstance(codec, ShardingCodec):
+            yield from every_codec(codec.codecs)
 
 
 def _name(codec: Any) -> str | None:

@@ -53,6 +53,10 @@ def scratch(what: str, size: int) -> np.ndarray:
     return held[what][:size]
 
 
+class HeadRefused(StoreError):
+    """What a store answers to HEAD that answers GET as it should."""
+
+
 @dataclass
 class Wanted:
     """The bytes of a chunk: where they are stored, and where they shall go."""
@@ -161,9 +165,9 @@ class PatientStore(ObjectStore[Any]):
     async def _head(self, key: str) -> Any:
         try:
             return await self._insist(key, lambda: obstore.head_async(self.store, key))
-        except StoreError:
-            await self._insist(key, lambda: obstore.get_range_async(self.store, key, start=0, length=1))
-            raise  # that GET went well: answers to HEAD give no reason, and those to GET do
+        except StoreError as error:  # answers to HEAD give no reason, and those to GET do
+            await self._insist(key, lambda: obstore.get_async(self.store, key))  # of which nothing is read
+            raise HeadRefused(error.text, error.key) from None
 
     def heads(self, keys: Iterable[str]) -> dict[str, Any]:
         """What `head` says of each of them, all asked for at once; None of one that is not there."""
@@ -189,7 +193,10 @@ class PatientStore(ObjectStore[Any]):
         Raises:
             StoreError: the store does not give them.
         """
-        heads = self.heads(one.key for one in wanted if one.size is None)
+        try:
+            heads = self.heads(one.key for one in wanted if one.size is None)
+        except HeadRefused:  # Zarr asks with GET alone
+            return None
         if None in heads.values():
             return None
         for one in wanted:
@@ -217,13 +224,16 @@ class PatientStore(ObjectStore[Any]):
                 options["range"] = (first, first + len(view))
 
             async def ask() -> Any:
-                return await (await obstore.get_async(self.store, one.key, options=options)).bytes_async()
+                answer = await obstore.get_async(self.store, one.key, options=options)
+                return answer.meta["e_tag"], await answer.bytes_async()
 
             async with at_once:
-                found = memoryview(await self._insist(one.key, ask))
-            if len(found) == len(view):
-                view[:] = found
-            return len(found) == len(view)
+                version, found = await self._insist(one.key, ask)
+            # Not every store that speaks S3 heeds If-Match.
+            whole = len(found) == len(view) and ("range" not in options or version == one.version)
+            if whole:
+                view[:] = memoryview(found)
+            return whole
 
         tasks = [asyncio.ensure_future(fill(*part)) for part in parts]
         try:

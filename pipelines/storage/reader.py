@@ -4,13 +4,14 @@ Zarr reads a chunk that is not in the store as fill values, and says nothing.  H
 job accepts it, also for the inner chunks of a shard, which Zarr's own setting does not cover.
 """
 
+import errno
 import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from zarr.codecs import Crc32cCodec
@@ -21,10 +22,10 @@ from pipelines.chunkfiles import ChunkFiles, content_of, damaged_letter, unreada
 from pipelines.errors import BadData
 from pipelines.storage.answers import StoreError, first_line
 from pipelines.storage.arrays import describe, local_path, open_array
-from pipelines.storage.decoding import codecs_of, decoding_of
+from pipelines.storage.decoding import codecs_of, decoding_of, shards_within
 from pipelines.storage.direct import Direct, Files, version_of
-from pipelines.storage.objects import Wanted, stamp_of
-from pipelines.storage.shards import Shards
+from pipelines.storage.objects import HeadRefused, Wanted, stamp_of
+from pipelines.storage.shards import Shards, uncheckable_letter
 
 HEADS_AT_MOST = 4096
 """Objects whose sizes and versions a reader remembers."""
@@ -47,6 +48,7 @@ class Reader:
         self._shards = (
             Shards(self.array, self.info, self.key, self._missing, self._version) if self.info.shards else None
         )
+        self._hidden_shards = shards_within(codecs_of(self.array))
         self._direct = None if self.info.plain else self._direct_reads()
         if fill_missing:
             self.array = self.array.with_config({"read_missing_chunks": True})
@@ -75,12 +77,11 @@ class Reader:
 
     def _version(self, key: str) -> Any:
         """What the stored bytes are told apart by while they are read in parts; None where that is not known."""
-        path = local_path(self.url)
-        if path is None:
-            head = self._heads.get(key)
-            return head and head["e_tag"]
-        with suppress(OSError):  # reading it will say
-            return version_of(os.stat(path / key))
+        path, store = local_path(self.url), self.array.store
+        with suppress(OSError, HeadRefused):  # reading it will say
+            if path is not None:
+                return version_of(os.stat(path / key))
+            return (self._heads.get(key) or cast(Any, store).head(key))["e_tag"]
         return None
 
     def key(self, i: int, j: int) -> str:
@@ -100,8 +101,8 @@ class Reader:
         if self._files is not None:
             return self._files.read(rows, columns, np.empty(shape, self.info.dtype) if out is None else out)
         try:
-            if self._shards and not self.fill_missing:
-                self._shards.check(rows, columns)
+            if not self.fill_missing:
+                self._check_shards(rows, columns)
             filled = None if self._direct is None else np.empty(shape, self.info.dtype) if out is None else out
             if self._direct is not None and filled is not None:
                 if self._direct.read(rows, columns, filled):
@@ -111,11 +112,19 @@ class Reader:
             block = self.array[rows, columns] if self.array.ndim == 2 else self.array[rows]
         except BadData:
             raise
-        except StoreError as error:
-            raise BadData(f"The chunk {self.url}/{error.key} cannot be read: {error}") from None
         except Exception as error:  # codecs raise ValueError, RuntimeError, struct.error, zlib.error, ...
-            raise self._explain(error, rows, columns) from error
+            cause = _alone(error)
+            if isinstance(cause, StoreError):
+                raise BadData(f"The chunk {self.url}/{cause.key} cannot be read: {cause}") from None
+            raise self._explain(cause, rows, columns) from error
         return np.asarray(block, self.info.dtype).reshape(shape)
+
+    def _check_shards(self, rows: slice, columns: slice) -> None:
+        """Raises BadData where a shard of this region lacks a chunk, or might do so unseen."""
+        if self._hidden_shards:
+            raise BadData(uncheckable_letter(self.url))
+        if self._shards is not None:
+            self._shards.check(rows, columns)
 
     def read_kept(self, rows: slice, columns: slice) -> np.ndarray:
         """As read, but the chunks that these rows are in are kept: those of narrow arrays last for many reads."""
@@ -136,14 +145,14 @@ class Reader:
                 part = tuple(slice(p * c, p * c + c) for p, c in zip(place, self.info.chunks, strict=True))
                 try:
                     self.array[part]
-                except ChunkNotFoundError:
-                    return self._missing(self.key(*self._stored(i, j)))
-                except Exception as cause:  # noqa: BLE001  # as above: any kind
+                except Exception as found:  # noqa: BLE001  # as above: any kind
+                    cause = _alone(found)
+                    if isinstance(cause, ChunkNotFoundError):
+                        return self._missing(self.key(*self._stored(i, j)))
                     inner = f" (inner chunk {place})" if self.info.shards else ""
                     chunk = f"{self.url}/{self.key(*self._stored(i, j))}{inner}"
-                    if (
-                        isinstance(cause, OSError) and cause.errno
-                    ):  # said by a file system; what gzip says has no number
+                    # Said by a file system: what gzip says has no number, and a place that no file has is damage.
+                    if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
                         return BadData(unreadable_letter(f"The chunk {chunk}", cause))
                     return BadData(damaged_letter(chunk, first_line(cause)))
         return BadData(f"{self.url} cannot be read: {first_line(error)}. Reading it again chunk by chunk went well, "
@@ -243,6 +252,13 @@ def _beginning(part: slice, whole: slice, size: int) -> range:
     """The chunks of a size that begin in a part of a window, the first part taking what hangs over its start."""
     first = part.start // size if part.start == whole.start else -(-part.start // size)
     return range(first, -(-part.stop // size))
+
+
+def _alone(error: Exception) -> Exception:
+    """The error; of several that Zarr raises together, which say nothing as a group, the first."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _digest(text: str) -> int:

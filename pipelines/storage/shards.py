@@ -52,7 +52,7 @@ class Shards:
         """The bytes of chunk (i, j), where its shard has been checked and holds it."""
         place = self.holding(i, j)
         version, index = self._indexes.get(place, (None, None))
-        if index is None:
+        if index is None or version is None:  # of a shard that is written again nobody would know
             return None
         height, width = self.inner
         offset, size = index[i % height * width + j % width]
@@ -84,13 +84,11 @@ class Shards:
             [BytesCodec],
             [BytesCodec, Crc32cCodec],
         ):
-            raise BadData(
-                f"{self.info.url} keeps its shard index in a form that cannot be checked for missing inner chunks. "
-                "Set `missing_chunks: fill` in the job file to accept that, or write it with the default index."
-            )
+            raise BadData(uncheckable_letter(self.info.url))
         key = self.key(i, j)
         version = self.version(key)
-        index = self._index(key, int(self.per.prod()), len(codec.index_codecs) == 2)
+        order = ">" if getattr(codec.index_codecs[0].endian, "value", codec.index_codecs[0].endian) == "big" else "<"
+        index = self._index(key, int(self.per.prod()), len(codec.index_codecs) == 2, f"{order}u8")
         if index is None:
             raise self.missing(key)
         place = np.array((i, j)[: len(self.per)])
@@ -104,7 +102,7 @@ class Shards:
         metadata: Any = self.array.metadata
         return metadata.codecs[0]
 
-    def _index(self, key: str, count: int, crc: bool) -> np.ndarray | None:
+    def _index(self, key: str, count: int, crc: bool, dtype: str) -> np.ndarray | None:
         size = 16 * count + (CRC_BYTES if crc else 0)
         path = f"{self.array.path}/{key}".lstrip("/")
         raw = sync(self.array.store.get(path, default_buffer_prototype(), SuffixByteRequest(size)))
@@ -121,4 +119,13 @@ class Shards:
             raise BadData(
                 damaged_letter(f"{self.info.url}/{key}", "its index does not have the CRC-32C that it states")
             )
-        return np.frombuffer(entries, "<u8").reshape(count, 2)
+        return np.frombuffer(entries, dtype).astype(np.uint64).reshape(count, 2)
+
+
+def uncheckable_letter(url: str) -> str:
+    """What to tell of shards whose indexes cannot be looked at, or not those of all."""
+    return (
+        f"{url} keeps its shard index in a form that cannot be checked for missing inner chunks. "
+        "Set `missing_chunks: fill` in the job file to accept that, or write it with the default index, and shards "
+        "neither inside shards nor encoded once more."
+    )
