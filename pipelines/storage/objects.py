@@ -208,13 +208,18 @@ class PatientStore(ObjectStore[Any]):
             for one, view in zip(wanted, rooms, strict=True)
             for start in range(0, len(view), PART_BYTES if self._by_version(one) else max(1, len(view)))
         ]
-        return rooms if sync(self._fetch(parts)) else None
+        waiting = threading.Event()
+        waiting.set()
+        try:
+            return rooms if sync(self._fetch(parts, waiting)) else None
+        finally:  # after Ctrl-C the loop's thread goes on
+            waiting.clear()
 
     def _by_version(self, one: Wanted) -> bool:
         """Whether parts can be asked for that are all of one version; servers of the web know neither for sure."""
         return bool(one.version) and self.address.store != "web"
 
-    async def _fetch(self, parts: list[tuple[Wanted, int, memoryview]]) -> bool:
+    async def _fetch(self, parts: list[tuple[Wanted, int, memoryview]], waiting: threading.Event) -> bool:
         at_once = asyncio.Semaphore(MOST_PARTS)
 
         async def fill(one: Wanted, start: int, view: memoryview) -> bool:
@@ -231,7 +236,7 @@ class PatientStore(ObjectStore[Any]):
                 version, found = await self._insist(one.key, ask)
             # Not every store that speaks S3 heeds If-Match.
             whole = len(found) == len(view) and ("range" not in options or version == one.version)
-            if whole:
+            if whole and waiting.is_set():
                 view[:] = memoryview(found)
             return whole
 
