@@ -51,7 +51,7 @@ data/flights.zarr/zarr.json: docs/examples/flights.py | .venv/installed
 
 # Two files at a time: many tests wait for processes of theirs.
 test: lint ## Check format, lint, types and import contracts, then run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: lint ## The same, with the slow tests too
 	$(BIN)/python -m pytest -m ''

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -549,6 +549,16 @@ def scheduler(*options: str, scheme: str = "tcp") -> Iterator[tuple[str, subproc
         yield f"{scheme}://127.0.0.1:{port}", process
 
 
+def listens(address: str) -> None:
+    """Returns once somebody listens there."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"nobody listens at {address}")
+
+
 WORKER = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1", "--memory-limit", "1GiB")
 
 
@@ -633,6 +643,7 @@ def hang_up(server: socket.socket) -> None:
 
 def test_a_scheduler_without_workers_is_said():
     with scheduler() as (address, process):
+        listens(address)
         letter = refusal(Address(address=address, connect_timeout="2s"))
         assert f"no worker joined it within 2.0 s. Start one: dask worker {address}" in letter
         assert process.poll() is None
